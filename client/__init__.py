@@ -1,0 +1,1 @@
+"""What runs in a hospital: the ClientApp, local training, evaluation."""

@@ -1,0 +1,57 @@
+"""The one tree of errors that Sottovoce raises on purpose.
+
+    SottovoceError              something the user can mend; shown as one line, exit status 2
+    ├── StudyError              a study file that cannot be run; carries every problem at once
+    ├── CorpusError             a folder or manifest that cannot be used
+    ├── AudioError              one recording that cannot be decoded; names the file
+    ├── UpdateRefused           an update that broke the input contract; the round goes on without it
+    ├── QuorumError             too few sites answered; the round is not applied
+    └── RunError                a run folder that is damaged, of another study, or in use
+
+Anything else that escapes is a defect of ours and keeps its traceback.
+A message says what was expected, what came, and what to do.
+"""
+
+from collections.abc import Sequence
+
+
+class SottovoceError(Exception):
+    """Something the user can mend."""
+
+
+class StudyError(SottovoceError):
+    """A study that cannot be run, with all of its problems.
+
+    >>> print(StudyError(["model.kind: expected one of cnn, lstm; came 'cn'."]))
+    The study has 1 problem:
+      model.kind: expected one of cnn, lstm; came 'cn'.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
+        super().__init__("\n  ".join([f"The study has {count}:", *self.problems]))
+
+    def __reduce__(self) -> tuple[type["StudyError"], tuple[tuple[str, ...]]]:
+        # Exception's own pickling would hand the joined text to __init__ (it crosses process pools).
+        return StudyError, (self.problems,)
+
+
+class CorpusError(SottovoceError):
+    """A folder or a manifest that cannot be used as a corpus."""
+
+
+class AudioError(SottovoceError):
+    """One recording that cannot be decoded. The message names the file, never what was said in it."""
+
+
+class UpdateRefused(SottovoceError):
+    """An update that broke the input contract; refused before any arithmetic."""
+
+
+class QuorumError(SottovoceError):
+    """Fewer sites answered than the study demands."""
+
+
+class RunError(SottovoceError):
+    """A run folder that is damaged, belongs to another study, or is in use."""

@@ -1,0 +1,106 @@
+"""What model a study asks for: public constants, no tensors (those are in `models/`)."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from sottovoce.common.config import Interval
+
+Share = Annotated[float, Interval(0.0, 0.9)]
+Width = Annotated[int, Interval(1, 1024)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear:
+    """Softmax regression on a pooled stream."""
+
+    kind: Literal["linear"]
+    stream: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mlp:
+    """One hidden layer on a pooled stream."""
+
+    kind: Literal["mlp"]
+    stream: str
+    hidden: Width = 64
+    dropout: Share = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cnn:
+    """Strided one-dimensional convolutions over time, masked mean and deviation."""
+
+    kind: Literal["cnn"]
+    stream: str
+    channels: Annotated[tuple[Width, ...], Interval(1, 8)] = (64, 96)
+    kernel: Annotated[int, Interval(1, 15)] = 5
+    dropout: Share = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rnn:
+    """A plain (tanh) recurrent network."""
+
+    kind: Literal["rnn"]
+    stream: str
+    hidden: Width = 64
+    bidirectional: bool = False
+    dropout: Share = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lstm:
+    """A long short-term memory network over frames."""
+
+    kind: Literal["lstm"]
+    stream: str
+    hidden: Width = 64
+    bidirectional: bool = True
+    pooling: Literal["mean", "attention"] = "attention"
+    dropout: Share = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """A Transformer encoder over frames (pre-norm), masked mean."""
+
+    kind: Literal["attention"]
+    stream: str
+    width: Width = 64
+    heads: Annotated[int, Interval(1, 16)] = 4
+    layers: Annotated[int, Interval(1, 12)] = 2
+    dropout: Share = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class CnnLstmAttention:
+    """Convolutions, then a bidirectional LSTM, then attention pooling."""
+
+    kind: Literal["cnn_lstm_attention"]
+    stream: str
+    channels: Annotated[tuple[Width, ...], Interval(1, 8)] = (64, 96)
+    kernel: Annotated[int, Interval(1, 15)] = 5
+    hidden: Width = 64
+    dropout: Share = 0.3
+
+
+Branch = Linear | Mlp | Cnn | Rnn | Lstm | Attention | CnnLstmAttention
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fusion:
+    """Several branches, joined.
+
+    `feature`: the branches' pooled vectors are concatenated before one classifier. `decision`: each branch
+    classifies, logits are averaged with learned weights. `deep`: the vectors meet in a gated bilinear layer.
+    """
+
+    kind: Literal["fusion"]
+    level: Literal["feature", "decision", "deep"]
+    branches: Annotated[tuple[Branch, ...], Interval(2, 6)]
+    width: Width = 64
+    dropout: Share = 0.3
+
+
+ModelSpec = Linear | Mlp | Cnn | Rnn | Lstm | Attention | CnnLstmAttention | Fusion

@@ -1,0 +1,407 @@
+"""A study: one TOML file, one frozen tree, one digest. It holds everything that decides a result.
+
+Guarantees:
+  - Every problem of a file is reported at once, with its key, what was expected and what came.
+  - Two files that mean the same have the same digest; a changed constant changes it.
+  - Nothing that only changes speed is in here: that is `Execution`, which no digest covers.
+
+A folder of recordings is a site's own configuration (`--data NAME=DIR`), never part of a study.
+"""
+
+import hashlib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from sottovoce.common.config import Interval, build, canonical
+from sottovoce.common.errors import StudyError
+from sottovoce.common.feature_specs import FeatureStream, Frames
+from sottovoce.common.labels import EMOTIONS
+from sottovoce.common.model_specs import Fusion, ModelSpec
+
+FORMAT = 1
+MAX_STUDY_BYTES = 1_000_000  # a study is a page, not a corpus
+
+Share = Annotated[float, Interval(0.0, 1.0)]
+Positive = Annotated[float, Interval(0.0, low_open=True)]
+Count = Annotated[int, Interval(1, 1_000_000)]
+Name = Annotated[str, Interval(1, 60)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synthetic:
+    """The embedded corpus: espeak-ng voices with acted prosody (`simulations/voices.py`)."""
+
+    n_speakers: Annotated[int, Interval(12, 10_000)] = 24
+    utterances_per_emotion: Annotated[int, Interval(1, 100)] = 4
+    seed: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusSpec:
+    """A corpus by name and adapter. `synthetic` is used when no folder is given for it."""
+
+    name: Name
+    adapter: str = "auto"
+    manifest_sha256: str | None = None
+    synthetic: Synthetic | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """The classes a model tells apart; `merge` maps a corpus's emotion to a class. The rest is left out."""
+
+    classes: Annotated[tuple[str, ...], Interval(2, 20)]
+    merge: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audio:
+    """From a recording to a waveform. `clip_seconds` is what a model hears: cut at the end, or padded and masked."""
+
+    sample_rate_hz: Literal[8000, 16000] = 16000
+    max_seconds: Annotated[float, Interval(0.1, 3600.0)] = 60.0
+    clip_seconds: Annotated[float, Interval(0.1, 60.0)] = 4.0
+    trim_silence_db: Annotated[float, Interval(10.0, 120.0)] | None = None
+    pre_emphasis: Annotated[float, Interval(0.0, 1.0, high_open=True)] = 0.0
+    denoise: Literal["none", "spectral_gate"] = "none"
+    on_bad_recording: Literal["skip", "stop"] = "stop"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalisation:
+    """How features are standardised, at the site.
+
+    `constants`: by public figures written in the study, per stream; without figures, features as they are.
+    `utterance`: each recording by its own mean and deviation (sequence streams only).
+    `speaker`: by all of a speaker's own recordings, unlabelled: transductive, and named so in every report.
+    """
+
+    scheme: Literal["constants", "utterance", "speaker"]
+    mean: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    deviation: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Changes to training recordings; each stage has its probability per recording and epoch. Mode `none` only."""
+
+    noise_prob: Share = 0.0
+    noise_snr_db: Annotated[float, Interval(-10.0, 60.0)] = 15.0
+    speed_prob: Share = 0.0
+    speed_range: Annotated[float, Interval(0.0, 0.5)] = 0.1
+    pitch_prob: Share = 0.0
+    pitch_semitones: Annotated[float, Interval(0.0, 12.0)] = 1.0
+    shift_prob: Share = 0.0
+    shift_seconds: Annotated[float, Interval(0.0, 5.0)] = 0.3
+    copies: Annotated[int, Interval(0, 20)] = 0
+    time_masks: Annotated[int, Interval(0, 10)] = 0
+    time_mask_seconds: Annotated[float, Interval(0.0, 5.0)] = 0.2
+    band_masks: Annotated[int, Interval(0, 10)] = 0
+    band_mask_width: Annotated[int, Interval(0, 128)] = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Local training at a site."""
+
+    learning_rate: Positive
+    optimiser: Literal["sgd", "adam", "adamw"] = "adam"
+    momentum: Annotated[float, Interval(0.0, 1.0, high_open=True)] = 0.0
+    weight_decay: Annotated[float, Interval(0.0, 10.0)] = 0.0
+    batch_size: Annotated[int, Interval(1, 4096)] = 32
+    local_epochs: Annotated[int, Interval(1, 1000)] = 1
+    label_smoothing: Annotated[float, Interval(0.0, 1.0, high_open=True)] = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeakerBlocks:
+    """Speakers in sorted order, dealt to sites in equal blocks: 1-4, 5-8, ..."""
+
+    kind: Literal["speaker_blocks"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusSites:
+    """Sites as the corpus states them (the embedded corpus does; a manifest may, in the column `site`)."""
+
+    kind: Literal["corpus_sites"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirichletLabels:
+    """Speaker blocks, then each site keeps a Dirichlet(alpha) share of each class and drops the rest."""
+
+    kind: Literal["dirichlet_labels"]
+    alpha: Positive
+
+
+Partition = SpeakerBlocks | CorpusSites | DirichletLabels
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedAvg:
+    """McMahan et al. 2017."""
+
+    kind: Literal["fedavg"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedProx:
+    """Li et al. 2020: FedAvg with a pull of strength `mu` towards the round's start."""
+
+    kind: Literal["fedprox"]
+    mu: Positive = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedAdam:
+    """Reddi et al. 2021."""
+
+    kind: Literal["fedadam"]
+    server_learning_rate: Positive = 0.01
+    beta1: Annotated[float, Interval(0.0, 1.0, high_open=True)] = 0.9
+    beta2: Annotated[float, Interval(0.0, 1.0, high_open=True)] = 0.99
+    tau: Positive = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedYogi:
+    """Reddi et al. 2021."""
+
+    kind: Literal["fedyogi"]
+    server_learning_rate: Positive = 0.01
+    beta1: Annotated[float, Interval(0.0, 1.0, high_open=True)] = 0.9
+    beta2: Annotated[float, Interval(0.0, 1.0, high_open=True)] = 0.99
+    tau: Positive = 1e-3
+
+
+Strategy = FedAvg | FedProx | FedAdam | FedYogi
+
+
+@dataclass(frozen=True, kw_only=True)
+class Federation:
+    """Who takes part and how rounds go. Weights are public constants: equal unless `site_weights` says more."""
+
+    n_sites: Annotated[int, Interval(1, 10_000)]
+    rounds: Annotated[int, Interval(1, 100_000)]
+    partition: Partition
+    strategy: Strategy = field(default_factory=lambda: FedAvg(kind="fedavg"))
+    site_weights: tuple[Positive, ...] | None = None
+    sites_per_round: Annotated[int, Interval(1, 10_000)] | None = None
+    quorum: Annotated[int, Interval(1, 10_000)] | None = None
+    deadline_seconds: Positive = 3600.0
+    max_update_norm: Positive = 1e4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Privacy:
+    """`none` is research only, and every artefact says NOT PRIVATE."""
+
+    mode: Literal["none", "local", "distributed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeakerFolds:
+    """k folds; each site deals its own speakers, so that a hospital can do it without asking anybody."""
+
+    kind: Literal["by_speaker"]
+    k: Annotated[int, Interval(2, 50)] = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedFolds:
+    """A published set of folds, by speaker id."""
+
+    kind: Literal["named"]
+    name: Literal["ravdess-luna-jimenez", "ravdess-emobox"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Speaker-independent evaluation. `random_split_that_leaks` adds a column that nobody should quote."""
+
+    folds: SpeakerFolds | NamedFolds
+    only_folds: tuple[Annotated[int, Interval(0, 49)], ...] | None = None
+    seeds: Annotated[tuple[int, ...], Interval(1, 100)] = (0,)
+    every_rounds: Annotated[int, Interval(1, 100_000)] = 10
+    bootstrap_samples: Annotated[int, Interval(100, 100_000)] = 2000
+    random_split_that_leaks: bool = False
+    baselines: tuple[Literal["svm", "decision_tree", "naive_bayes", "mlp", "logistic"], ...] = ()
+    baseline_stream: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Everything that decides a result."""
+
+    format: Literal[1]
+    name: Name
+    purpose: Literal["research", "medical", "safety", "workplace", "education"]
+    corpora: Annotated[tuple[CorpusSpec, ...], Interval(1, 20)]
+    labels: Labels
+    streams: Annotated[tuple[FeatureStream, ...], Interval(1, 8)]
+    normalisation: Normalisation
+    model: ModelSpec
+    training: Training
+    federation: Federation
+    privacy: Privacy
+    evaluation: Evaluation
+    audio: Audio = field(default_factory=Audio)
+    frames: Frames = field(default_factory=Frames)
+
+    def digest(self) -> str:
+        """Returns the SHA-256 of the study's canonical text, as 64 hexadecimal digits."""
+        return hashlib.sha256(b"sottovoce/study/1\n" + canonical(self).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """What changes only speed. It changes no figure of privacy, and on one machine no bit of a result."""
+
+    engine: Literal["inprocess", "processes", "cohort", "ray"] = "inprocess"
+    workers: Annotated[int, Interval(1, 256)] = 1
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+
+
+def load(path: Path) -> Study:
+    """Reads a study file.
+
+    Raises:
+        StudyError: the file cannot be read or has problems; all of them are listed.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_STUDY_BYTES + 1)
+    except OSError as error:
+        raise StudyError(
+            [f"{path}: cannot be read ({error.strerror}). Make one with `sottovoce study new`."]
+        ) from None
+    if len(data) > MAX_STUDY_BYTES:
+        raise StudyError([f"{path}: expected at most {MAX_STUDY_BYTES} bytes; this is no study file."])
+    try:
+        return loads(data.decode())
+    except UnicodeDecodeError as error:
+        raise StudyError([f"{path}: expected UTF-8 text; byte {error.start} is not."]) from None
+
+
+def loads(text: str) -> Study:
+    """Builds a study from TOML text. Raises: StudyError with every problem."""
+    try:
+        table = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise StudyError([f"not TOML: {error}"]) from None
+    problems: list[str] = []
+    study = build(Study, table, "", problems)
+    if study is not None:
+        problems += combinations(study)
+    if study is None or problems:
+        raise StudyError(problems)
+    return study
+
+
+def combinations(study: Study) -> list[str]:
+    """Returns what is wrong between keys that are right one by one."""
+    return [
+        *_label_problems(study.labels),
+        *_stream_problems(study),
+        *_federation_problems(study),
+        *_privacy_problems(study),
+    ]
+
+
+def _label_problems(labels: Labels) -> list[str]:
+    problems = [f"labels.classes: {name!r} is there twice." for name in sorted(_twice(labels.classes))]
+    for name in labels.classes:
+        if name not in EMOTIONS and name not in labels.merge.values():
+            problems.append(
+                f"labels.classes: expected one of {', '.join(EMOTIONS)}, or a class of labels.merge; came {name!r}."
+            )
+    for source, target in labels.merge.items():
+        if source not in EMOTIONS:
+            problems.append(
+                f"labels.merge: expected one of {', '.join(EMOTIONS)} on the left; came {source!r}."
+            )
+        if target not in labels.classes:
+            problems.append(f"labels.merge.{source}: expected a class of labels.classes; came {target!r}.")
+    return problems
+
+
+def _stream_problems(study: Study) -> list[str]:
+    streams = {stream.name: stream for stream in study.streams}
+    problems = [
+        f"streams: {name!r} is there twice." for name in sorted(_twice([s.name for s in study.streams]))
+    ]
+    branches = study.model.branches if isinstance(study.model, Fusion) else (study.model,)
+    for branch in branches:
+        wants = "statistics" if branch.kind in ("linear", "mlp") else "none"
+        stream = streams.get(branch.stream)
+        if stream is None:
+            problems.append(
+                f"model: {branch.kind} expects a stream of {', '.join(streams)}; came {branch.stream!r}."
+            )
+        elif stream.pooling != wants:
+            problems.append(
+                f"model: {branch.kind} expects a stream with pooling = {wants!r}; {stream.name!r} has {stream.pooling!r}."
+            )
+        if branch.kind == "attention" and branch.width % branch.heads:
+            problems.append(
+                f"model: expected width to be a multiple of heads={branch.heads}; came {branch.width}."
+            )
+    if study.evaluation.baselines:
+        stream = streams.get(study.evaluation.baseline_stream or "")
+        if stream is None or stream.pooling != "statistics":
+            problems.append(
+                "evaluation.baseline_stream: baselines expect the name of a stream with pooling = 'statistics'."
+            )
+    if study.normalisation.scheme == "utterance" and any(s.pooling == "statistics" for s in study.streams):
+        problems.append(
+            "normalisation.scheme: 'utterance' expects streams with pooling = 'none' only (one row has no deviation)."
+        )
+    window = round(study.frames.window_seconds * study.audio.sample_rate_hz)
+    if window > study.frames.fft_size:
+        problems.append(
+            f"frames.fft_size: expected at least the window's {window} samples; came {study.frames.fft_size}."
+        )
+    return problems
+
+
+def _federation_problems(study: Study) -> list[str]:
+    federation, problems = study.federation, []
+    for key in ("sites_per_round", "quorum"):
+        value = getattr(federation, key)
+        if value is not None and value > federation.n_sites:
+            problems.append(f"federation.{key}: expected at most n_sites={federation.n_sites}; came {value}.")
+    if federation.quorum and federation.sites_per_round and federation.quorum > federation.sites_per_round:
+        problems.append(
+            f"federation.quorum: expected at most sites_per_round={federation.sites_per_round}; came {federation.quorum}."
+        )
+    if federation.site_weights is not None and len(federation.site_weights) != federation.n_sites:
+        problems.append(
+            f"federation.site_weights: expected n_sites={federation.n_sites} weights; came {len(federation.site_weights)}."
+        )
+    if twice := _twice([corpus.name for corpus in study.corpora]):
+        problems.append(f"corpora: expected different names; twice: {', '.join(sorted(twice))}.")
+    if isinstance(study.evaluation.folds, SpeakerFolds) and study.evaluation.only_folds:
+        beyond = [fold for fold in study.evaluation.only_folds if fold >= study.evaluation.folds.k]
+        if beyond:
+            problems.append(
+                f"evaluation.only_folds: expected folds below k={study.evaluation.folds.k}; came {beyond}."
+            )
+    return problems
+
+
+def _privacy_problems(study: Study) -> list[str]:
+    if study.privacy.mode == "none":
+        return []
+    return [
+        f"privacy.mode: {study.privacy.mode!r} cannot be run by this version; expected 'none' (research only, NOT PRIVATE)."
+    ]
+
+
+def _twice(names: tuple[str, ...] | list[str]) -> set[str]:
+    return {name for name in names if names.count(name) > 1}

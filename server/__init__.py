@@ -1,0 +1,1 @@
+"""What the coordinator runs: the ServerApp, rounds, aggregation, reports."""

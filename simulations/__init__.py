@@ -1,0 +1,1 @@
+"""Studies on one machine: engines, partitioners, the embedded corpus, benchmarks."""

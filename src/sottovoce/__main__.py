@@ -1,0 +1,5 @@
+"""Runs the console command: `python -m sottovoce`."""
+
+from sottovoce.cli import main
+
+main()
