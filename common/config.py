@@ -125,7 +125,7 @@ def _plain(hint: Any, value: object, path: str, problems: list[str]) -> Any:
         item = get_args(hint)[0]
         items = [_value(item, entry, f"{path}[{index}]", problems) for index, entry in enumerate(value)]
         return _BAD if any(entry is _BAD for entry in items) else tuple(items)
-    if origin is not None and issubclass(origin, Mapping):
+    if origin is Mapping:
         return _mapping(hint, value, path, problems)
     if origin is Literal:
         matches = [choice for choice in get_args(hint) if type(choice) is type(value) and choice == value]
