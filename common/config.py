@@ -98,11 +98,11 @@ def _dataclass(cls: Any, table: object, path: str, problems: list[str]) -> Any:
 
 
 def _value(hint: Any, value: object, path: str, problems: list[str]) -> Any:
-    interval = None
+    whole, interval = hint, None
     if get_origin(hint) is Annotated:
         hint, *extras = get_args(hint)
         interval = next((extra for extra in extras if isinstance(extra, Interval)), None)
-    result = _plain(hint, value, path, problems)
+    result = _plain(hint, value, path, problems, whole)
     if interval is not None and result is not _BAD and result is not None:
         size = result if isinstance(result, int | float) else len(result)
         if size not in interval:
@@ -112,7 +112,7 @@ def _value(hint: Any, value: object, path: str, problems: list[str]) -> Any:
     return result
 
 
-def _plain(hint: Any, value: object, path: str, problems: list[str]) -> Any:
+def _plain(hint: Any, value: object, path: str, problems: list[str], whole: Any) -> Any:
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
         return _union(hint, value, path, problems)
@@ -136,7 +136,7 @@ def _plain(hint: Any, value: object, path: str, problems: list[str]) -> Any:
             return float(value)
     elif type(value) is hint:  # `type(...) is`: TOML's true is not the integer 1
         return value
-    problems.append(f"{path}: expected {_describe(hint)}; came {_show(value)}.")
+    problems.append(f"{path}: expected {_describe(whole)}; came {_show(value)}.")
     return _BAD
 
 

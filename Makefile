@@ -1,0 +1,43 @@
+# Each target works alone on a fresh machine: it makes the environment first where there is none.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+# One thread per process: two torch threads on two cores are slower than one, and results stay the same bits.
+export OMP_NUM_THREADS := 1
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+
+.PHONY: demo test check bench results clean
+
+demo: $(READY)  ## the main job on the embedded corpus: a federated study, evaluated and reported
+	$(BIN)/sottovoce simulate simulations/scenarios/demo.toml --out runs/demo --workers 2 --overwrite
+
+test: $(READY)  ## every test
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## format, lint, types, import directions
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	mkdir -p .mypy_cache/types/sottovoce
+	ln -sfn ../../../server ../../../client ../../../common ../../../simulations .mypy_cache/types/sottovoce/
+	$(BIN)/mypy
+	$(BIN)/mypy tests
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+bench: $(READY)  ## speed and memory, as ratios measured in one run
+	$(BIN)/python -m sottovoce.simulations.bench --json runs/bench.json
+
+results: $(READY)  ## the accuracy tables of docs/results.md (RAVDESS=folder of the corpus)
+	$(BIN)/python -m sottovoce.simulations.results --ravdess "$(RAVDESS)"
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip==25.3
+	# torch first and by its exact number: a bare range would take a build with gigabytes of GPU libraries
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis build dist
