@@ -1,0 +1,251 @@
+"""The one console command. Wiring only: every command reads its arguments, calls one function, prints.
+
+Exit status: 0 done; 2 something the user can mend (one clear message on standard error); 130 interrupted.
+Modules are imported inside commands, so that `sottovoce --help` need not wait for torch.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sottovoce.common.errors import SottovoceError
+
+app = typer.Typer(
+    name="sottovoce",
+    help="Train one speech-emotion model across hospitals; every recording stays at home.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+study_app = typer.Typer(no_args_is_help=True, help="Write, check and identify study files.")
+corpus_app = typer.Typer(no_args_is_help=True, help="Look at recordings before a study, or make some.")
+app.add_typer(study_app, name="study")
+app.add_typer(corpus_app, name="corpus")
+
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="A study file (TOML).")]
+Data = Annotated[
+    list[str],
+    typer.Option(
+        "--data",
+        metavar="NAME=DIR",
+        help="Folder of a corpus of the study; NAME= may be left out where there is one.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")]
+
+
+@app.command()
+def simulate(
+    study: Annotated[Path | None, typer.Argument(metavar="STUDY", help="A study file (TOML).")] = None,
+    data: Data = [],  # noqa: B006 - Typer copies it
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/<study's name> by default.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with a run that was interrupted.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="inprocess, processes, cohort or ray.")] = "inprocess",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes at once; as many as cores by default.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "cpu",
+    twins: Annotated[bool, typer.Option(help="Also the pooled and the local-only twin.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace a run that is there already.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a study on this machine: features, local training, aggregation, evaluation, report."""
+    from sottovoce.common.study import Execution
+    from sottovoce.simulations.simulate import resume_run, start_run
+    from sottovoce.simulations.progress import show_progress
+
+    execution = Execution(
+        engine=_choice("--engine", engine, ("inprocess", "processes", "cohort", "ray")),  # type: ignore[arg-type]
+        workers=workers or len(os.sched_getaffinity(0)),
+        device=_choice("--device", device, ("auto", "cpu", "cuda")),  # type: ignore[arg-type]
+    )
+    if (study is None) == (resume is None):
+        raise SottovoceError("Expected either a STUDY to start or --resume RUN to go on with.")
+    with show_progress(quiet=as_json) as on_event:
+        if resume is not None:
+            run = resume_run(resume, execution, data=_folders(data), on_event=on_event)
+        else:
+            run = start_run(
+                study or Path(),
+                execution,
+                data=_folders(data),
+                out=out,
+                twins=twins,
+                overwrite=overwrite,
+                on_event=on_event,
+            )
+    if as_json:
+        typer.echo((run / "metrics.json").read_text(encoding="utf-8"))
+    else:
+        _print_run(run)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
+    """Write report.html of a run again, from the files in its folder."""
+    from sottovoce.server.report import write_report
+
+    write_report(run)
+    _print_run(run)
+
+
+@app.command()
+def features(
+    study: StudyFile,
+    data: Data = [],  # noqa: B006 - Typer copies it
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes at once.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compute a study's features into the cache, and say what came of it."""
+    from sottovoce.common.study import load
+    from sottovoce.simulations.prepare import describe_features, prepare
+    from sottovoce.simulations.progress import show_progress
+
+    loaded = load(study)
+    with show_progress(quiet=as_json) as on_event:
+        prepared = prepare(
+            loaded, _folders(data), workers=workers or len(os.sched_getaffinity(0)), on_event=on_event
+        )
+    described = describe_features(loaded, prepared)
+    _print_table("features", described) if not as_json else typer.echo(json.dumps(described, indent=2))
+
+
+@study_app.command("new")
+def study_new(
+    path: StudyFile,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="Fit the study to this corpus.")
+    ] = None,
+    adapter: Annotated[str, typer.Option(help="How to read the corpus; recognised by default.")] = "auto",
+) -> None:
+    """Write a commented study file: for the embedded corpus, or fitted to a folder of recordings."""
+    from sottovoce.common.corpus import scan
+    from sottovoce.simulations.study_new import EMBEDDED, shape_of, study_text, write_study
+
+    shape = EMBEDDED if data is None else shape_of(scan(data, name="corpus", adapter=adapter))
+    write_study(path, study_text(path.stem, shape))
+    folder = "" if data is None else f" --data {shape.corpus}={data}"
+    typer.echo(f"Wrote {path}. Run it with: sottovoce simulate {path}{folder}")
+
+
+@study_app.command("check")
+def study_check(study: StudyFile, as_json: AsJson = False) -> None:
+    """Say everything that is wrong with a study file; exit 0 if nothing is."""
+    from sottovoce.common.errors import StudyError
+    from sottovoce.common.study import load
+
+    try:
+        loaded = load(study)
+    except StudyError as error:
+        if as_json:
+            typer.echo(json.dumps({"ok": False, "problems": error.problems}, indent=2))
+            raise typer.Exit(2) from None
+        raise
+    if as_json:
+        typer.echo(json.dumps({"ok": True, "name": loaded.name, "digest": loaded.digest()}, indent=2))
+    else:
+        typer.echo(f"{study}: no problems. NOT PRIVATE: privacy.mode is 'none', for research only.")
+
+
+@study_app.command("digest")
+def study_digest(study: StudyFile) -> None:
+    """Print the digest that a hospital approves."""
+    from sottovoce.common.study import load
+
+    typer.echo(load(study).digest())
+
+
+@corpus_app.command("scan")
+def corpus_scan(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of recordings, or a manifest.")],
+    adapter: Annotated[str, typer.Option(help="How to read it; recognised by default.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Recognise a corpus; count utterances, speakers, labels, groups; list everything that is wrong."""
+    from sottovoce.common.corpus import describe, scan
+
+    described = describe(scan(folder, name=folder.resolve().name, adapter=adapter))
+    _print_table("corpus", described) if not as_json else typer.echo(json.dumps(described, indent=2))
+
+
+@corpus_app.command("synthesize")
+def corpus_synthesize(
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write the corpus.")],
+    speakers: Annotated[int, typer.Option(help="Number of speakers, 12 to 10,000.")] = 24,
+    per_emotion: Annotated[int, typer.Option(help="Utterances of each emotion by each speaker.")] = 4,
+    seed: Annotated[int, typer.Option(help="Another seed, other speakers.")] = 1,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes at once.")] = None,
+) -> None:
+    """Make the embedded corpus: real speech synthesis, many voices, acted emotions, several hospitals."""
+    from sottovoce.common.config import build
+    from sottovoce.common.errors import StudyError
+    from sottovoce.common.study import Synthetic
+    from sottovoce.simulations.progress import show_progress
+    from sottovoce.simulations.prepare import synthesize_into
+
+    problems: list[str] = []
+    table = {"n_speakers": speakers, "utterances_per_emotion": per_emotion, "seed": seed}
+    spec = build(Synthetic, table, "synthetic", problems)
+    if spec is None:
+        raise StudyError(problems)
+    with show_progress(quiet=False) as on_event:
+        synthesize_into(spec, out, workers=workers or len(os.sched_getaffinity(0)), on_event=on_event)
+    typer.echo(f"Wrote {out}. Look at it with: sottovoce corpus scan {out}")
+
+
+def main() -> None:
+    """Runs the command line; turns our own errors into one message and exit status 2."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: one thread a worker
+    os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # nothing leaves this machine unasked
+    os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+    try:
+        app()
+    except SottovoceError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; go on later with: sottovoce simulate --resume RUN", err=True)
+        sys.exit(130)
+
+
+def _choice(option: str, value: str, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise SottovoceError(f"{option}: expected one of {', '.join(choices)}; came {value!r}.")
+    return value
+
+
+def _folders(data: Sequence[str]) -> dict[str, Path]:
+    """Reads NAME=DIR pairs; a bare DIR is filed under the empty name (the study's only corpus)."""
+    folders: dict[str, Path] = {}
+    for entry in data:
+        name, separator, folder = entry.partition("=")
+        if not separator or "/" in name:
+            name, folder = "", entry
+        if name in folders:
+            raise SottovoceError(f"--data: {name or 'a folder'} is given twice; expected each corpus once.")
+        folders[name] = Path(folder)
+    return folders
+
+
+def _print_run(run: Path) -> None:
+    from rich.console import Console
+
+    from sottovoce.server.report import terminal
+
+    Console().print(terminal(run))
+
+
+def _print_table(title: str, described: dict[str, object]) -> None:
+    from rich.console import Console
+
+    from sottovoce.simulations.progress import tables
+
+    for table in tables(title, described):
+        Console().print(table)

@@ -1,0 +1,132 @@
+"""A study file: every problem at once, one digest for what decides a result."""
+
+from pathlib import Path
+
+import pytest
+
+from sottovoce.common.errors import StudyError
+from sottovoce.common.study import MAX_STUDY_BYTES, Execution, Study, load, loads
+
+SCENARIOS = sorted((Path(__file__).parents[2] / "simulations" / "scenarios").glob("*.toml"))
+
+GOOD = """
+format = 1
+name = "small"
+purpose = "research"
+corpora = [{ name = "voices" }]
+labels = { classes = ["neutral", "happy"] }
+streams = [{ name = "mel", parts = [{ kind = "log_mel" }] }]
+normalisation = { scheme = "speaker" }
+model = { kind = "cnn", stream = "mel" }
+training = { learning_rate = 0.001 }
+federation = { n_sites = 3, rounds = 2, partition = { kind = "speaker_blocks" } }
+privacy = { mode = "none" }
+evaluation = { folds = { kind = "by_speaker" } }
+"""
+
+
+def problems_of(text: str) -> tuple[str, ...]:
+    with pytest.raises(StudyError) as caught:
+        loads(text)
+    return caught.value.problems
+
+
+def test_digest_ignores_comments_order_and_written_defaults() -> None:
+    lines = GOOD.strip().splitlines()
+    other = "# a comment\n" + "\n".join(reversed(lines)) + "\naudio = { sample_rate_hz = 16000 }\n"
+    assert loads(other).digest() == loads(GOOD).digest()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("rounds = 2", "rounds = 3"),
+        ("0.001", "0.0011"),
+        ('"speaker" }', '"constants" }'),
+        ('name = "small"', 'name = "smaller"'),
+        ('purpose = "research"', 'purpose = "medical"'),
+    ],
+)
+def test_a_changed_constant_changes_the_digest(old: str, new: str) -> None:
+    assert old in GOOD
+    assert loads(GOOD.replace(old, new)).digest() != loads(GOOD).digest()
+
+
+def test_what_changes_only_speed_is_not_part_of_a_study() -> None:
+    assert not set(Execution.__dataclass_fields__) & set(Study.__dataclass_fields__)
+    assert problems_of(GOOD + "workers = 2\n")[0].startswith("workers: unknown key")
+
+
+def test_privacy_mode_is_required() -> None:
+    (problem,) = problems_of(GOOD.replace('privacy = { mode = "none" }', "privacy = {}"))
+    assert problem.startswith("privacy.mode: missing; expected one of none, local, distributed")
+
+
+@pytest.mark.parametrize("mode", ["local", "distributed"])
+def test_a_private_mode_that_cannot_run_yet_is_one_clear_error(mode: str) -> None:
+    (problem,) = problems_of(GOOD.replace('"none"', f'"{mode}"'))
+    assert problem.startswith(f"privacy.mode: {mode!r} cannot be run by this version; expected 'none'")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('"neutral", "happy"', '"neutral", "neutral"', "labels.classes: 'neutral' is there twice"),
+        ('"neutral", "happy"', '"neutral", "glad"', "labels.classes: expected one of neutral"),
+        ('stream = "mel"', 'stream = "mal"', "model: cnn expects a stream of mel; came 'mal'"),
+        ('"cnn"', '"mlp"', "model: mlp expects a stream with pooling = 'statistics'"),
+        ("rounds = 2", "rounds = 2, quorum = 4", "federation.quorum: expected at most n_sites=3; came 4"),
+        (
+            "rounds = 2",
+            "rounds = 2, site_weights = [1.0]",
+            "federation.site_weights: expected n_sites=3 weights",
+        ),
+        (
+            '[{ name = "voices" }]',
+            '[{ name = "voices" }, { name = "voices" }]',
+            "corpora: expected different names; twice: voices",
+        ),
+        ('"cnn"', '"attention", width = 30', "model: expected width to be a multiple of heads=4; came 30"),
+        (
+            '"by_speaker" }',
+            '"by_speaker", k = 2 }, only_folds = [2]',
+            "evaluation.only_folds: expected folds below k=2",
+        ),
+        (
+            '"by_speaker" }',
+            '"by_speaker" }, baselines = ["svm"]',
+            "evaluation.baseline_stream: baselines expect",
+        ),
+    ],
+)
+def test_impossible_combinations_are_named(old: str, new: str, expected: str) -> None:
+    assert old in GOOD
+    assert any(problem.startswith(expected) for problem in problems_of(GOOD.replace(old, new)))
+
+
+def test_problems_of_different_kinds_come_together() -> None:
+    bad = GOOD.replace("rounds = 2", "rounds = 0").replace('"cnn"', '"cn"') + "colour = 1\n"
+    assert len(problems_of(bad)) == 3
+
+
+def test_a_file_that_is_no_study_is_an_error_not_a_crash(tmp_path: Path) -> None:
+    for name, content in {
+        "binary": b"\xff\xfe\x00",
+        "not toml": b"[[[",
+        "deep": b"x = " + b"[" * 5000 + b"]" * 5000,
+        "huge": b"#" * (MAX_STUDY_BYTES + 1),
+        "empty": b"",
+    }.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(StudyError):
+            load(path)
+    for path in (tmp_path / "absent", tmp_path):
+        with pytest.raises(StudyError, match="cannot be read"):
+            load(path)
+
+
+@pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
+def test_every_scenario_is_a_study_that_can_run(path: Path) -> None:
+    study = load(path)
+    assert study.name == path.stem
