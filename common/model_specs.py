@@ -7,6 +7,7 @@ from sottovoce.common.config import Interval
 
 Share = Annotated[float, Interval(0.0, 0.9)]
 Width = Annotated[int, Interval(1, 1024)]
+Stride = Annotated[int, Interval(1, 16)]  # so many neighbouring frames are averaged into one step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +41,13 @@ class Cnn:
 
 @dataclass(frozen=True, kw_only=True)
 class Rnn:
-    """A plain (tanh) recurrent network."""
+    """A plain (tanh) recurrent network, masked mean."""
 
     kind: Literal["rnn"]
     stream: str
     hidden: Width = 64
     bidirectional: bool = False
+    stride: Stride = 4
     dropout: Share = 0.3
 
 
@@ -58,6 +60,7 @@ class Lstm:
     hidden: Width = 64
     bidirectional: bool = True
     pooling: Literal["mean", "attention"] = "attention"
+    stride: Stride = 4
     dropout: Share = 0.3
 
 
@@ -70,6 +73,7 @@ class Attention:
     width: Width = 64
     heads: Annotated[int, Interval(1, 16)] = 4
     layers: Annotated[int, Interval(1, 12)] = 2
+    stride: Stride = 4
     dropout: Share = 0.2
 
 

@@ -105,7 +105,10 @@ class Augmentation:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """Local training at a site."""
+    """Local training at a site.
+
+    `class_weights` are public constants, one for each class of `labels.classes`; never taken from the data.
+    """
 
     learning_rate: Positive
     optimiser: Literal["sgd", "adam", "adamw"] = "adam"
@@ -113,7 +116,9 @@ class Training:
     weight_decay: Annotated[float, Interval(0.0, 10.0)] = 0.0
     batch_size: Annotated[int, Interval(1, 4096)] = 32
     local_epochs: Annotated[int, Interval(1, 1000)] = 1
+    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
     label_smoothing: Annotated[float, Interval(0.0, 1.0, high_open=True)] = 0.0
+    class_weights: tuple[Positive, ...] | None = None
     schedule: Literal["constant", "cosine"] = "constant"
     augmentation: Augmentation = field(default_factory=Augmentation)
 
@@ -309,9 +314,17 @@ def combinations(study: Study) -> list[str]:
     return [
         *_label_problems(study.labels),
         *_stream_problems(study),
+        *_training_problems(study),
         *_federation_problems(study),
         *_privacy_problems(study),
     ]
+
+
+def _training_problems(study: Study) -> list[str]:
+    weights, n_classes = study.training.class_weights, len(study.labels.classes)
+    if weights is None or len(weights) == n_classes:
+        return []
+    return [f"training.class_weights: expected {n_classes} weights, one for each class; came {len(weights)}."]
 
 
 def _label_problems(labels: Labels) -> list[str]:

@@ -1,0 +1,56 @@
+"""How a model does on a site's examples: confusion counts, and log probabilities for simulations.
+
+Guarantees:
+  - An augmented copy is never scored.
+  - A recording's row does not depend on which others are scored with it.
+  - The model's mode (training or not) is put back.
+
+Counts leave a site only in mode `none`, or noised and charged (DESIGN section 1). Log probabilities never do:
+they exist in simulation on public corpora.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from sottovoce.common.dataset import SiteData
+from sottovoce.common.models import streams_of
+
+BATCH = 128
+
+
+def log_probabilities(
+    model: nn.Module, data: SiteData, device: str | torch.device = "cpu"
+) -> npt.NDArray[np.float32]:
+    """Returns (n, C): one row for each example, in order.
+
+    Raises:
+        ValueError: the data holds augmented copies (`data.originals()` leaves them out).
+    """
+    if (data.copies != 0).any():
+        raise ValueError(
+            "Expected recordings as they were made; came augmented copies. Use data.originals()."
+        )
+    device = torch.device(device)
+    data = data.only(streams_of(model))
+    was_training = model.training
+    model.to(device).eval()
+    rows = []
+    with torch.inference_mode():
+        for first in range(0, len(data), BATCH):
+            batch = data.batch(np.arange(first, min(first + BATCH, len(data)))).to(device)
+            rows.append(model(batch.inputs, batch.lengths).log_softmax(dim=1).cpu().numpy())
+    model.train(was_training)
+    return np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)
+
+
+def confusion(
+    model: nn.Module, data: SiteData, n_classes: int, device: str | torch.device = "cpu"
+) -> npt.NDArray[np.int64]:
+    """Returns counts (truth, predicted) over the examples; zeros for none."""
+    counts = np.zeros((n_classes, n_classes), np.int64)
+    if len(data):
+        predicted = log_probabilities(model, data, device).argmax(axis=1)
+        np.add.at(counts, (data.labels, predicted), 1)
+    return counts

@@ -1,0 +1,149 @@
+"""From one stream of a batch to one vector a recording: one small encoder for each kind of branch."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sottovoce.common.model_specs import Attention, Branch, Cnn, CnnLstmAttention, Linear, Lstm, Mlp, Rnn
+from sottovoce.common.models.layers import (
+    AttentionPooling,
+    ConvStack,
+    FrameAverage,
+    Recurrent,
+    SelfAttentionBlock,
+    blank_padding,
+    masked_mean,
+    masked_mean_deviation,
+    sinusoids,
+)
+
+Inputs = Mapping[str, Tensor]
+Lengths = Mapping[str, Tensor]
+
+
+class Encoder(nn.Module):
+    """One vector of `width` numbers for each recording, from the stream named `stream`."""
+
+    def __init__(self, stream: str, width: int) -> None:
+        super().__init__()
+        self.stream, self.width = stream, width
+
+    def forward(self, inputs: Inputs, lengths: Lengths) -> Tensor:
+        raise NotImplementedError
+
+
+def encoder(spec: Branch, widths: Mapping[str, int]) -> Encoder:
+    """Returns the encoder of a branch; `widths` are the columns of each stream."""
+    width = widths[spec.stream]
+    match spec:
+        case Linear():
+            return AsIs(spec.stream, width)
+        case Mlp():
+            return HiddenLayer(spec, width)
+        case Cnn():
+            return Convolutions(spec, width)
+        case Rnn():
+            return PlainRecurrence(spec, width)
+        case Lstm():
+            return LongShortTermMemory(spec, width)
+        case Attention():
+            return SelfAttention(spec, width)
+        case CnnLstmAttention():
+            return ConvolutionsThenMemory(spec, width)
+
+
+class AsIs(Encoder):
+    """A pooled stream as it is: with a linear head, softmax regression."""
+
+    def forward(self, inputs: Inputs, lengths: Lengths) -> Tensor:
+        return inputs[self.stream]
+
+
+class HiddenLayer(Encoder):
+    """One hidden layer on a pooled stream."""
+
+    def __init__(self, spec: Mlp, width: int) -> None:
+        super().__init__(spec.stream, spec.hidden)
+        self.hidden, self.dropout = nn.Linear(width, spec.hidden), nn.Dropout(spec.dropout)
+
+    def forward(self, inputs: Inputs, lengths: Lengths) -> Tensor:
+        hidden: Tensor = self.dropout(functional.relu(self.hidden(self.dropout(inputs[self.stream]))))
+        return hidden
+
+
+class Convolutions(Encoder):
+    """Strided convolutions, then mean and deviation over time."""
+
+    def __init__(self, spec: Cnn, width: int) -> None:
+        super().__init__(spec.stream, 2 * spec.channels[-1])
+        self.convs = ConvStack(width, spec.channels, spec.kernel, spec.dropout)
+
+    def forward(self, inputs: Inputs, lengths: Lengths) -> Tensor:
+        return masked_mean_deviation(*self.convs(inputs[self.stream], lengths[self.stream]))
+
+
+class PlainRecurrence(Encoder):
+    """A tanh recurrence, then the mean over time."""
+
+    def __init__(self, spec: Rnn, width: int) -> None:
+        super().__init__(spec.stream, spec.hidden * (2 if spec.bidirectional else 1))
+        self.average, self.dropout = FrameAverage(spec.stride), nn.Dropout(spec.dropout)
+        self.recurrent = Recurrent(nn.RNN, width, spec.hidden, spec.bidirectional)
+
+    def forward(self, inputs: Inputs, lengths: Lengths) -> Tensor:
+        values, steps = self.average(inputs[self.stream], lengths[self.stream])
+        pooled: Tensor = self.dropout(masked_mean(self.recurrent(values, steps), steps))
+        return pooled
+
+
+class LongShortTermMemory(Encoder):
+    """An LSTM, then attention or the mean over time."""
+
+    def __init__(self, spec: Lstm, width: int) -> None:
+        super().__init__(spec.stream, spec.hidden * (2 if spec.bidirectional else 1))
+        self.average, self.dropout = FrameAverage(spec.stride), nn.Dropout(spec.dropout)
+        self.recurrent = Recurrent(nn.LSTM, width, spec.hidden, spec.bidirectional)
+        self.pooling = AttentionPooling(self.width) if spec.pooling == "attention" else None
+
+    def forward(self, inputs: Inputs, lengths: Lengths) -> Tensor:
+        values, steps = self.average(inputs[self.stream], lengths[self.stream])
+        frames = self.recurrent(self.dropout(values), steps)
+        pooled = masked_mean(frames, steps) if self.pooling is None else self.pooling(frames, steps)
+        return self.dropout(pooled)  # type: ignore[no-any-return]
+
+
+class SelfAttention(Encoder):
+    """A Transformer encoder, then the mean over time."""
+
+    def __init__(self, spec: Attention, width: int) -> None:
+        super().__init__(spec.stream, spec.width)
+        self.average, self.dropout = FrameAverage(spec.stride), nn.Dropout(spec.dropout)
+        self.entry = nn.Linear(width, spec.width)
+        self.blocks = nn.ModuleList(
+            SelfAttentionBlock(spec.width, spec.heads, spec.dropout) for _ in range(spec.layers)
+        )
+        self.norm = nn.LayerNorm(spec.width)
+
+    def forward(self, inputs: Inputs, lengths: Lengths) -> Tensor:
+        values, steps = self.average(inputs[self.stream], lengths[self.stream])
+        values = self.entry(values)
+        values = self.dropout(values + sinusoids(values.shape[1], self.width, values))
+        for block in self.blocks:
+            values = block(values, steps)
+        return masked_mean(self.norm(values), steps)
+
+
+class ConvolutionsThenMemory(Encoder):
+    """Strided convolutions, a bidirectional LSTM, attention over time."""
+
+    def __init__(self, spec: CnnLstmAttention, width: int) -> None:
+        super().__init__(spec.stream, 2 * spec.hidden)
+        self.convs = ConvStack(width, spec.channels, spec.kernel, spec.dropout)
+        self.recurrent = Recurrent(nn.LSTM, self.convs.width, spec.hidden, bidirectional=True)
+        self.pooling, self.dropout = AttentionPooling(self.width), nn.Dropout(spec.dropout)
+
+    def forward(self, inputs: Inputs, lengths: Lengths) -> Tensor:
+        values, steps = self.convs(inputs[self.stream], lengths[self.stream])
+        frames = self.recurrent(blank_padding(values, steps), steps)
+        return self.dropout(self.pooling(frames, steps))  # type: ignore[no-any-return]
