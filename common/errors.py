@@ -4,6 +4,7 @@
     ├── StudyError              a study file that cannot be run; carries every problem at once
     ├── CorpusError             a folder or manifest that cannot be used
     ├── AudioError              one recording that cannot be decoded; names the file
+    ├── SynthesisError          speech that cannot be made: text, voice or emotion, or the library failed
     ├── UpdateRefused           an update that broke the input contract; the round goes on without it
     ├── QuorumError             too few sites answered; the round is not applied
     └── RunError                a run folder that is damaged, of another study, or in use
@@ -43,6 +44,10 @@ class CorpusError(SottovoceError):
 
 class AudioError(SottovoceError):
     """One recording that cannot be decoded. The message names the file, never what was said in it."""
+
+
+class SynthesisError(SottovoceError):
+    """Speech that cannot be made: an unknown emotion or language, or the speech library failed."""
 
 
 class UpdateRefused(SottovoceError):

@@ -32,11 +32,19 @@ Name = Annotated[str, Interval(1, 60)]
 
 @dataclass(frozen=True, kw_only=True)
 class Synthetic:
-    """The embedded corpus: espeak-ng voices with acted prosody (`simulations/voices.py`)."""
+    """The embedded corpus: espeak-ng voices with acted prosody (`simulations/voices`).
+
+    `utterances_per_emotion` is a speaker's mean. The skews are between sites: 0 makes all alike; at 1 a
+    site's commonest emotion has many times the recordings of its rarest, and some sites hear only one sex.
+    """
 
     n_speakers: Annotated[int, Interval(12, 10_000)] = 24
     utterances_per_emotion: Annotated[int, Interval(1, 100)] = 4
     seed: int = 1
+    n_sites: Annotated[int, Interval(1, 10_000)] = 6
+    emotions: Annotated[tuple[str, ...], Interval(2, 12)] = EMOTIONS[:8]
+    label_skew: Share = 0.4
+    sex_skew: Share = 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
