@@ -56,7 +56,12 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One recording's features with what is known of it. `copy` > 0 is an augmented copy: never scored."""
+    """One recording's features with what is known of it.
+
+    `copy` > 0 is an augmented copy: never scored. `trains` is False for what a simulated label skew drops:
+    never trained on. `home` is the site whose folds the speaker belongs to, if that is not the site it is
+    written to (the pooled twin).
+    """
 
     key: str
     label: int
@@ -65,6 +70,8 @@ class Example:
     groups: Mapping[str, str]
     features: Mapping[str, Array]
     copy: int = 0
+    trains: bool = True
+    home: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +121,8 @@ class SiteData:
     patients: tuple[str, ...]
     groups: tuple[Mapping[str, str], ...]
     copies: Rows
+    trains: npt.NDArray[np.bool_]
+    homes: tuple[str, ...]
     rows: Rows
     arrays: Mapping[str, Array]
     stored_lengths: Mapping[str, Rows]
@@ -148,6 +157,8 @@ class SiteData:
             "patients": [row.patient for row in table],
             "groups": [dict(row.groups) for row in table],
             "copies": [row.copy for row in table],
+            "trains": [row.trains for row in table],
+            "homes": [row.home or site for row in table],
         }
         _write_atomically(folder / "index.json", json.dumps(index, ensure_ascii=True))
         return SiteData.open(folder)
@@ -188,6 +199,8 @@ class SiteData:
                 patients=tuple(index["patients"]),
                 groups=tuple(index["groups"]),
                 copies=np.asarray(index["copies"], np.int64),
+                trains=np.asarray(index["trains"], np.bool_),
+                homes=tuple(index["homes"]),
                 rows=np.arange(n, dtype=np.int64),
                 arrays=arrays,
                 stored_lengths=lengths,
@@ -219,6 +232,8 @@ class SiteData:
             patients=tuple(self.patients[i] for i in picked),
             groups=tuple(self.groups[i] for i in picked),
             copies=self.copies[picked],
+            trains=self.trains[picked],
+            homes=tuple(self.homes[i] for i in picked),
             rows=self.rows[picked],
         )
 
@@ -383,6 +398,8 @@ def _examples(data: SiteData) -> Iterator[Example]:
             groups=data.groups[index],
             features=features,
             copy=int(data.copies[index]),
+            trains=bool(data.trains[index]),
+            home=data.homes[index],
         )
 
 

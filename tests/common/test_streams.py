@@ -12,7 +12,9 @@ KEYS = st.lists(st.integers() | st.text(max_size=6), max_size=4)
 
 
 def test_the_same_key_gives_the_same_stream_in_another_process() -> None:
-    code = "from sottovoce.common.streams import stream; print(stream(3, 'folds', 'a', 1).integers(0, 1 << 60))"
+    code = (
+        "from sottovoce.common.streams import stream; print(stream(3, 'folds', 'a', 1).integers(0, 1 << 60))"
+    )
     fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(fresh.stdout) == stream(3, "folds", "a", 1).integers(0, 1 << 60)
 
