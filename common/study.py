@@ -151,6 +151,7 @@ class DirichletLabels:
 
     kind: Literal["dirichlet_labels"]
     alpha: Positive
+    seed: int = 0
 
 
 Partition = SpeakerBlocks | CorpusSites | DirichletLabels

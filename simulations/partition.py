@@ -35,7 +35,7 @@ class Dealt:
     trains: npt.NDArray[np.bool_]
 
 
-def deal(federation: Federation, seed: int, rows: Sequence[Row]) -> Dealt:
+def deal(federation: Federation, rows: Sequence[Row]) -> Dealt:
     """Deals recordings to `federation.n_sites` sites.
 
     Raises:
@@ -47,7 +47,7 @@ def deal(federation: Federation, seed: int, rows: Sequence[Row]) -> Dealt:
         sites = _speaker_blocks(federation.n_sites, rows)
     trains = np.ones(len(rows), dtype=np.bool_)
     if isinstance(federation.partition, DirichletLabels):
-        trains = _keep_share(federation.partition.alpha, seed, rows, sites)
+        trains = _keep_share(federation.partition, rows, sites)
     return Dealt(sites=sites, trains=trains)
 
 
@@ -94,7 +94,7 @@ def _stated_sites(n_sites: int, rows: Sequence[Row]) -> tuple[str, ...]:
     return sites
 
 
-def _keep_share(alpha: float, seed: int, rows: Sequence[Row], sites: Sequence[str]) -> npt.NDArray[np.bool_]:
+def _keep_share(skew: DirichletLabels, rows: Sequence[Row], sites: Sequence[str]) -> npt.NDArray[np.bool_]:
     """Each site keeps a Dirichlet(alpha) share of each class for training and drops the rest.
 
     The shares of a class add up to one over the sites (Hsu, Qi and Brown 2019), so on average a site keeps one
@@ -105,8 +105,8 @@ def _keep_share(alpha: float, seed: int, rows: Sequence[Row], sites: Sequence[st
     where = np.asarray([names.index(site) for site in sites])
     keeps = np.zeros(len(rows), dtype=np.bool_)
     for label in sorted(set(labels.tolist())):
-        random = stream(seed, "dirichlet labels", int(label))
-        shares = random.dirichlet([alpha] * len(names))
+        random = stream(skew.seed, "dirichlet labels", int(label))
+        shares = random.dirichlet([skew.alpha] * len(names))
         for index in range(len(names)):
             mine = np.flatnonzero((labels == label) & (where == index))
             count = round(shares[index] * len(mine))

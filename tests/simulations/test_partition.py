@@ -25,7 +25,7 @@ def rows(n_speakers: int, each: int = 4, site: str | None = None) -> list[Row]:
 
 
 def test_twenty_four_actors_fall_into_six_blocks_of_four() -> None:
-    dealt = deal(federation(6), 0, rows(24))
+    dealt = deal(federation(6), rows(24))
     by_site: dict[str, set[str]] = {}
     for row, site in zip(rows(24), dealt.sites, strict=True):
         by_site.setdefault(site, set()).add(row.speaker)
@@ -38,8 +38,8 @@ def test_a_speaker_is_at_one_site_whatever_the_order(n_sites: int, n_speakers: i
     ordered = rows(n_speakers)
     shuffled = list(ordered)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    homes = dict(zip([r.speaker for r in ordered], deal(federation(n_sites), 0, ordered).sites, strict=True))
-    again = deal(federation(n_sites), 0, shuffled).sites
+    homes = dict(zip([r.speaker for r in ordered], deal(federation(n_sites), ordered).sites, strict=True))
+    again = deal(federation(n_sites), shuffled).sites
     assert all(homes[row.speaker] == site for row, site in zip(shuffled, again, strict=True))
     assert len(set(again)) == n_sites
 
@@ -52,22 +52,22 @@ def test_a_patient_under_two_speaker_ids_stays_at_one_site() -> None:
     both = [
         Row(speaker=str(i), patient="p" if i in (0, 9) else str(i), label=0, site=None) for i in range(10)
     ]
-    sites = deal(federation(5), 0, both).sites
+    sites = deal(federation(5), both).sites
     assert sites[0] == sites[9]
 
 
 def test_too_few_speakers_say_what_to_do() -> None:
     with pytest.raises(CorpusError, match="at most as many sites as the corpus has patients, 2; came 6"):
-        deal(federation(6), 0, rows(2))
+        deal(federation(6), rows(2))
 
 
 def test_stated_sites_are_taken_and_must_fit_the_study() -> None:
     stated = federation(1, CorpusSites(kind="corpus_sites"))
-    assert set(deal(stated, 0, rows(3, site="north")).sites) == {"north"}
+    assert set(deal(stated, rows(3, site="north")).sites) == {"north"}
     with pytest.raises(CorpusError, match="states 1 sites; the study says 2"):
-        deal(federation(2, CorpusSites(kind="corpus_sites")), 0, rows(3, site="north"))
+        deal(federation(2, CorpusSites(kind="corpus_sites")), rows(3, site="north"))
     with pytest.raises(CorpusError, match="12 have none"):
-        deal(stated, 0, rows(3))
+        deal(stated, rows(3))
 
 
 def test_one_voice_at_two_sites_is_refused() -> None:
@@ -76,13 +76,13 @@ def test_one_voice_at_two_sites_is_refused() -> None:
         Row(speaker="a", patient="a", label=0, site="south"),
     ]
     with pytest.raises(CorpusError, match="a speaker is at two sites"):
-        deal(federation(2, CorpusSites(kind="corpus_sites")), 0, split)
+        deal(federation(2, CorpusSites(kind="corpus_sites")), split)
 
 
 def test_a_small_alpha_skews_labels_and_a_large_one_does_not() -> None:
     def spread(alpha: float) -> float:
         many = rows(40, each=60)
-        dealt = deal(federation(4, DirichletLabels(kind="dirichlet_labels", alpha=alpha)), 3, many)
+        dealt = deal(federation(4, DirichletLabels(kind="dirichlet_labels", alpha=alpha)), many)
         kept = [
             sum(
                 keep and row.label == 0 and site == name
@@ -97,7 +97,11 @@ def test_a_small_alpha_skews_labels_and_a_large_one_does_not() -> None:
 
 
 def test_skew_is_the_same_for_the_same_seed() -> None:
-    skewed = federation(4, DirichletLabels(kind="dirichlet_labels", alpha=0.1))
-    first, second, other = (deal(skewed, seed, rows(40, each=60)).trains for seed in (1, 1, 2))
+    first, second, other = (
+        deal(
+            federation(4, DirichletLabels(kind="dirichlet_labels", alpha=0.1, seed=seed)), rows(40, each=60)
+        ).trains
+        for seed in (1, 1, 2)
+    )
     assert (first == second).all()
     assert (first != other).any()
