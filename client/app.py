@@ -1,0 +1,196 @@
+"""What runs at a site: Flower's `ClientApp`, with handlers for train, evaluate and query.
+
+A node finds its data and study in its own configuration, `site-folder` and `study-file`; or, where nodes have
+none (Flower's simulation), in the run's: `sites-folder`, of whose subfolders, in order of name, it takes the
+one that `partition-id` counts to from 0.
+
+Guarantees:
+  - Equal messages to equal sites give equal replies, to the bit, in whatever process and in whatever order.
+  - The speakers whom a fold withholds are worked out here, are never trained on, and are never sent.
+  - A reply holds weights and counts; never a feature, a label, a key or a name other than the site's.
+  - What is cached in a process (opened sites, one model) is bounded.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import nn
+
+from sottovoce.client.evaluate import confusion
+from sottovoce.client.train import TrainResult
+from sottovoce.client.train import train as train_locally
+from sottovoce.common import models
+from sottovoce.common import study as studies
+from sottovoce.common.dataset import SiteData
+from sottovoce.common.errors import RunError
+from sottovoce.common.flower import array_record
+from sottovoce.common.folds import fold_of, leaking_random_fold, n_folds
+from sottovoce.common.study import Study
+from sottovoce.common.weights import from_state_dict
+
+CACHE_BYTES = 64_000_000  # of mapped features: they count as this process's memory while they are mapped
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Trains the weights of the message on the speakers who are not withheld."""
+    visit = _visit(message, context)
+    allowed = visit.data.trains & ~visit.withheld
+    data = visit.data if allowed.all() else visit.data.select(allowed)
+    visit.model.load_state_dict(_arrays(message).to_torch_state_dict())
+    result = _train(visit, data)
+    metrics = MetricRecord({"loss": result.loss, "n-examples": result.n_examples, "n-steps": result.n_steps})
+    arrays = array_record(from_state_dict(visit.model.state_dict()))
+    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Counts (truth, predicted) over the speakers who are withheld, as one flat list."""
+    visit = _visit(message, context)
+    visit.model.load_state_dict(_arrays(message).to_torch_state_dict())
+    data = visit.data.select(visit.withheld).originals()
+    counts = confusion(visit.model, data, len(visit.study.labels.classes), visit.device)
+    metrics = MetricRecord({"confusion": counts.reshape(-1).tolist()})
+    return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+
+@app.query()
+def query(message: Message, context: Context) -> Message:
+    """Says the name of the site."""
+    name = ConfigRecord({"site": _opened(_site_folder(context)).site})
+    return Message(RecordDict({"config": name}), reply_to=message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Visit:
+    """One message's view of this process: what to do, with which data and model."""
+
+    study: Study
+    data: SiteData
+    withheld: npt.NDArray[np.bool_]
+    model: nn.Module
+    seed: int
+    round: int
+    rounds: int
+    proximal_mu: float
+    device: str
+
+
+def _visit(message: Message, context: Context) -> _Visit:
+    config = message.content["config"]
+    study = _study(_setting(context, "study-file"))
+    data = _opened(_site_folder(context))
+    seed, fold = int(config["seed"]), int(config["fold"])  # type: ignore[arg-type]
+    leaks = bool(config.get("leaking-split", False))
+    return _Visit(
+        study=study,
+        data=data,
+        withheld=withheld(data, study, seed=seed, fold=fold, leaking_split=leaks),
+        model=_model(_setting(context, "study-file"), tuple(data.widths.items())),
+        seed=seed,
+        round=int(config["round"]),  # type: ignore[arg-type]
+        rounds=int(config["rounds"]),  # type: ignore[arg-type]
+        proximal_mu=float(config["proximal-mu"]),  # type: ignore[arg-type]
+        device=str(context.node_config.get("device", context.run_config.get("device", "cpu"))),
+    )
+
+
+def withheld(
+    data: SiteData, study: Study, *, seed: int, fold: int, leaking_split: bool = False
+) -> npt.NDArray[np.bool_]:
+    """Returns the mask of the examples that `fold` withholds at this site; fold -1 withholds nobody.
+
+    A pooled twin has several homes, and withholds whom each of them would. `leaking_split` deals utterances
+    instead of speakers: for the column that nobody should quote.
+    """
+    mask = np.zeros(len(data), np.bool_)
+    if fold < 0:
+        return mask
+    for home in sorted(set(data.homes)):
+        rows = np.flatnonzero([name == home for name in data.homes])
+        if leaking_split:
+            labels, k = data.labels[rows].tolist(), n_folds(study.evaluation.folds)
+            mask[rows] = leaking_random_fold(seed=seed, site=home, labels=labels, k=k) == fold
+        else:
+            speakers = [data.speakers[row] for row in rows]
+            folds = fold_of(study.evaluation.folds, seed, home, speakers)
+            mask[rows] = [folds[speaker] == fold for speaker in speakers]
+    return mask
+
+
+def _train(visit: _Visit, data: SiteData) -> TrainResult:
+    if len(data) == 0:  # all of the site's speakers are withheld: the weights go back as they came
+        return TrainResult(loss=0.0, n_examples=0, n_steps=0)
+    return train_locally(
+        visit.model,
+        data,
+        visit.study.training,
+        seed=visit.seed,
+        site=data.site,
+        round=visit.round,
+        rounds=visit.rounds,
+        proximal_mu=visit.proximal_mu,
+        device=visit.device,
+    )
+
+
+def _arrays(message: Message) -> ArrayRecord:
+    arrays = message.content["arrays"]
+    if not isinstance(arrays, ArrayRecord):
+        raise RunError("Expected weights in the record 'arrays' of a message; came another record.")
+    return arrays
+
+
+def _setting(context: Context, name: str) -> str:
+    value = context.node_config.get(name, context.run_config.get(name))
+    if not isinstance(value, str):
+        raise RunError(f"Expected {name!r} in the node's or the run's configuration; came nothing.")
+    return value
+
+
+def _site_folder(context: Context) -> Path:
+    if "site-folder" in context.node_config:
+        return Path(_setting(context, "site-folder"))
+    folders = sorted(path for path in Path(_setting(context, "sites-folder")).iterdir() if path.is_dir())
+    number = int(context.node_config["partition-id"])
+    if not 0 <= number < len(folders):
+        raise RunError(f"Expected a partition-id below {len(folders)}, the number of sites; came {number}.")
+    return folders[number]
+
+
+@lru_cache(maxsize=4)
+def _study(path: str) -> Study:
+    return studies.load(Path(path))
+
+
+@lru_cache(maxsize=2)
+def _model(study_file: str, widths: tuple[tuple[str, int], ...]) -> nn.Module:
+    # Its own initial weights do not matter: every message brings all of them.
+    study = _study(study_file)
+    return models.build(study.model, dict(widths), len(study.labels.classes), seed=0)
+
+
+_sites: OrderedDict[Path, SiteData] = OrderedDict()
+
+
+def _opened(folder: Path) -> SiteData:
+    """Opens a site, or takes it from those used last, of which at most `CACHE_BYTES` are kept."""
+    if (found := _sites.get(folder)) is None:
+        found = _sites[folder] = SiteData.open(folder)
+        while len(_sites) > 1 and sum(map(_mapped_bytes, _sites.values())) > CACHE_BYTES:
+            _sites.popitem(last=False)
+    _sites.move_to_end(folder)
+    return found
+
+
+def _mapped_bytes(data: SiteData) -> int:
+    return sum(array.nbytes for array in data.arrays.values())

@@ -1,0 +1,107 @@
+"""A model's weights as named float32 arrays, as one flat vector, and as a digest.
+
+Guarantees:
+  - The order of the tensors is the model's own and is kept everywhere.
+  - Equal names, shapes and bits have an equal digest; any other bit, name, shape or order another one.
+  - Flattening and unflattening change no bit.
+
+>>> weights = {"layer.weight": np.ones((2, 3), np.float32), "layer.bias": np.zeros(2, np.float32)}
+>>> layout = Layout.of(weights)
+>>> layout.size, layout.names
+(8, ('layer.weight', 'layer.bias'))
+>>> digest(layout.unflatten(layout.flatten(weights))) == digest(weights)
+True
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array = npt.NDArray[np.float32]
+Weights = Mapping[str, Array]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and shapes of a model's tensors, in order. All of them are float32."""
+
+    entries: tuple[tuple[str, Shape], ...]
+
+    @staticmethod
+    def of(weights: Weights) -> "Layout":
+        """Reads the layout off weights.
+
+        Raises:
+            TypeError: a tensor is not float32. A counter or an index cannot be averaged, and a model that has
+                one (batch normalisation) is not one of ours.
+        """
+        for name, array in weights.items():
+            if array.dtype != np.float32:
+                raise TypeError(f"Expected float32 weights; {name!r} is {array.dtype}.")
+        return Layout(tuple((name, array.shape) for name, array in weights.items()))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Returns the names in order."""
+        return tuple(name for name, _ in self.entries)
+
+    @property
+    def size(self) -> int:
+        """Returns how many numbers there are in all."""
+        return sum(math.prod(shape) for _, shape in self.entries)
+
+    def spans(self) -> Iterator[tuple[str, Shape, slice]]:
+        """Yields each tensor with its place in the flat vector."""
+        start = 0
+        for name, shape in self.entries:
+            stop = start + math.prod(shape)
+            yield name, shape, slice(start, stop)
+            start = stop
+
+    def flatten(self, weights: Weights) -> Array:
+        """Returns a new flat vector."""
+        flat = np.empty(self.size, np.float32)
+        for name, shape, span in self.spans():
+            flat[span].reshape(shape)[...] = weights[name]
+        return flat
+
+    def unflatten(self, flat: Array) -> dict[str, Array]:
+        """Returns views of a flat vector, one for each tensor."""
+        if flat.shape != (self.size,):
+            raise ValueError(f"Expected a vector of {self.size} numbers; came shape {flat.shape}.")
+        return {name: flat[span].reshape(shape) for name, shape, span in self.spans()}
+
+
+def from_state_dict(state_dict: "Mapping[str, Tensor]") -> dict[str, Array]:
+    """Copies a model's tensors: the model may go on changing its own.
+
+    The copies are views of one new flat vector, so that they travel as one block.
+    """
+    tensors = {name: tensor.detach().cpu().numpy() for name, tensor in state_dict.items()}
+    layout = Layout.of(tensors)
+    return layout.unflatten(layout.flatten(tensors))
+
+
+def to_state_dict(weights: Weights) -> "dict[str, Tensor]":
+    """Copies weights into tensors for `load_state_dict`."""
+    import torch  # here, not above: a coordinator sums vectors and has no use for torch
+
+    return {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
+
+
+def digest(weights: Weights) -> str:
+    """Returns SHA-256 over name, dtype, shape and little-endian bytes of each tensor, in order."""
+    total = hashlib.sha256(b"sottovoce/weights/1\n")
+    for name, array in weights.items():
+        total.update(f"{name!r} {array.dtype.newbyteorder('<').str} {array.shape}\n".encode())
+        total.update(array.astype(array.dtype.newbyteorder("<"), order="C", copy=False).tobytes())
+    return total.hexdigest()

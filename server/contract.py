@@ -1,0 +1,151 @@
+"""What an update must be before it meets any arithmetic.
+
+Guarantees:
+  - A reply that keeps the contract becomes an `Update`; any other becomes `UpdateRefused` with its reason.
+  - No byte of a reply is decoded before its length and header are those of the expected tensor.
+  - A refusal quotes names, shapes and sizes; never a value of a tensor.
+  - Nothing a site says decides its weight in the sum.
+
+The checks, in order (the code has the same numbers):
+
+  1. the reply is no error
+  2. it answers this round and this attempt
+  3. it carries one record of arrays and one of metrics, and nothing else
+  4. the tensors have exactly the model's names
+  5. each has exactly the model's dtype and shape
+  6. all numbers are finite
+  7. the norm of the update (weights returned minus weights sent) is within the study's bound
+  8. the metrics are exactly loss (finite), n-examples and n-steps (counts)
+
+That a site answers once is not checked here: `flower.exchange` takes one reply for each message, and each
+site is sent one. That a reply comes from the site that was asked is `GridExchange`'s, which knows the nodes.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from sottovoce.common.errors import UpdateRefused
+from sottovoce.common.flower import Metric, Reply, decode
+from sottovoce.common.weights import Layout
+from sottovoce.server.strategies import Vector
+
+MAX_COUNT = 2**53  # beyond it a count is no exact number in every language
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """What one site adds: the difference of weights, flat, and what it says of its training."""
+
+    site: str
+    difference: Vector
+    loss: float
+    n_examples: int
+    n_steps: int
+    n_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """What the coordinator knows of an update in advance: all of it is public."""
+
+    group: str
+    layout: Layout
+    sent: Vector
+    max_update_norm: float
+
+    def check(self, site: str, reply: Reply) -> Update:
+        """Returns the update.
+
+        Raises:
+            UpdateRefused: with the first check that failed.
+        """
+        answers(self.group, reply)  # 1, 2
+        if reply.surplus:  # 3
+            raise UpdateRefused(f"expected the records arrays and metrics; came also {_names(reply.surplus)}")
+        if reply.arrays.keys() != set(self.layout.names):  # 4
+            raise UpdateRefused(_key_problem(self.layout, reply))
+        with np.errstate(all="ignore"):  # what overflows is refused, not warned of
+            difference = self._difference(reply)  # 5
+            if not np.isfinite(difference).all():  # 6
+                raise UpdateRefused("expected finite weights; some are not")
+            norm = float(np.linalg.norm(difference.astype(np.float64)))
+        if not norm <= self.max_update_norm:  # 7
+            raise UpdateRefused(
+                f"expected an update of norm at most {self.max_update_norm:g}; came {norm:.3g}"
+            )
+        loss, n_examples, n_steps = _training_metrics(reply.metrics)  # 8
+        return Update(
+            site=site,
+            difference=difference,
+            loss=loss,
+            n_examples=n_examples,
+            n_steps=n_steps,
+            n_bytes=reply.n_bytes,
+        )
+
+    def _difference(self, reply: Reply) -> Vector:
+        difference = np.empty_like(self.sent)
+        for name, shape, span in self.layout.spans():
+            try:
+                came = decode(reply.arrays[name], shape)
+            except ValueError as error:
+                raise UpdateRefused(f"{name}: {error}") from None
+            np.subtract(came.reshape(-1), self.sent[span], out=difference[span])
+        return difference
+
+
+def answers(group: str, reply: Reply) -> None:
+    """Checks that a reply is no error and answers this round and attempt. Raises: UpdateRefused."""
+    if reply.error is not None:
+        raise UpdateRefused(f"no answer: {reply.error[:200]}")
+    if reply.group != group:
+        raise UpdateRefused(f"expected an answer to {group}; came one to {reply.group[:40]!r}")
+
+
+def confusion_counts(
+    group: str, reply: Reply, n_classes: int
+) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+    """Returns the counts (truth, predicted) of an evaluation reply.
+
+    Raises:
+        UpdateRefused: the reply is anything but n_classes^2 counts.
+    """
+    answers(group, reply)
+    counts = reply.metrics.get("confusion")
+    if set(reply.metrics) != {"confusion"} or reply.arrays or reply.surplus:
+        raise UpdateRefused("expected confusion counts and nothing else")
+    if not isinstance(counts, list) or len(counts) != n_classes**2 or not all(map(_is_count, counts)):
+        raise UpdateRefused(f"expected {n_classes**2} confusion counts; came others")
+    return np.asarray(counts, np.int64).reshape(n_classes, n_classes)
+
+
+def _training_metrics(metrics: Mapping[str, Metric]) -> tuple[float, int, int]:
+    if set(metrics) != {"loss", "n-examples", "n-steps"}:
+        raise UpdateRefused(
+            f"expected the metrics loss, n-examples, n-steps; came {_names(metrics) or 'none'}"
+        )
+    loss, n_examples, n_steps = metrics["loss"], metrics["n-examples"], metrics["n-steps"]
+    if not isinstance(loss, float) or not math.isfinite(loss):
+        raise UpdateRefused("expected a finite loss; came another")
+    if not _is_count(n_examples) or not _is_count(n_steps):
+        raise UpdateRefused("expected counts of examples and steps; came others")
+    return loss, int(n_examples), int(n_steps)  # type: ignore[arg-type]
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_COUNT
+
+
+def _key_problem(layout: Layout, reply: Reply) -> str:
+    missing = [name for name in layout.names if name not in reply.arrays]
+    unknown = sorted(reply.arrays.keys() - set(layout.names))
+    expected = f"expected the model's {len(layout.names)} tensors"
+    return f"{expected}; missing {_names(missing)}; unknown {_names(unknown)}"
+
+
+def _names(names: object) -> str:
+    listed = [repr(str(name)[:40]) for name in list(names)[:3]]  # type: ignore[call-overload]
+    return ", ".join(listed) or "none"

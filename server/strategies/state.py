@@ -1,0 +1,24 @@
+"""What a coordinator carries from round to round."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+Vector = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerState:
+    """The weights after `round` rounds, flat, and the strategy's own vectors of the same length by name."""
+
+    round: int
+    weights: Vector
+    moments: Mapping[str, Vector] = field(default_factory=dict)
+
+
+def frozen(vector: Vector) -> Vector:
+    """Returns the vector, read-only: what is state is not written to again."""
+    vector.setflags(write=False)
+    return vector
