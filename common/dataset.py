@@ -308,13 +308,14 @@ def normalise(data: SiteData, spec: Normalisation, folder: Path) -> SiteData:
 
 @dataclass(frozen=True)
 class _Affine:
-    """Centre and scale of each column: (x - centre) / scale."""
+    """Centre and scale of each column. A column of scale 0 is constant: it becomes zero."""
 
     centre: npt.NDArray[np.float64]
     scale: npt.NDArray[np.float64]
 
     def __call__(self, values: Array) -> Array:
-        return np.asarray((values - self.centre) / self.scale, np.float32)
+        divisor = np.where(self.scale > 0, self.scale, np.inf)
+        return np.asarray((values - self.centre) / divisor, np.float32)
 
 
 def _standardised(data: SiteData, spec: Normalisation) -> Iterator[dict[str, Array]]:
@@ -381,7 +382,7 @@ def _moments(clips: Iterable[Array]) -> _Affine:
     squares = sum(((values - centre) ** 2).sum(axis=0) for values in clips)
     deviation = np.sqrt(squares / count)
     floor = DEVIATION_FLOOR * np.abs(centre) + np.finfo(np.float32).tiny
-    return _Affine(centre, np.where(deviation > floor, deviation, np.inf))
+    return _Affine(centre, np.where(deviation > floor, deviation, 0.0))
 
 
 def _examples(data: SiteData) -> Iterator[Example]:

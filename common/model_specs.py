@@ -36,6 +36,7 @@ class Cnn:
     stream: str
     channels: Annotated[tuple[Width, ...], Interval(1, 8)] = (64, 96)
     kernel: Annotated[int, Interval(1, 15)] = 5
+    stride: Stride = 1
     dropout: Share = 0.3
 
 
@@ -85,6 +86,7 @@ class CnnLstmAttention:
     stream: str
     channels: Annotated[tuple[Width, ...], Interval(1, 8)] = (64, 96)
     kernel: Annotated[int, Interval(1, 15)] = 5
+    stride: Stride = 1
     hidden: Width = 64
     dropout: Share = 0.3
 

@@ -77,10 +77,12 @@ class Convolutions(Encoder):
 
     def __init__(self, spec: Cnn, width: int) -> None:
         super().__init__(spec.stream, 2 * spec.channels[-1])
+        self.average = FrameAverage(spec.stride)
         self.convs = ConvStack(width, spec.channels, spec.kernel, spec.dropout)
 
     def forward(self, inputs: Inputs, lengths: Lengths) -> Tensor:
-        return masked_mean_deviation(*self.convs(inputs[self.stream], lengths[self.stream]))
+        values, steps = self.average(inputs[self.stream], lengths[self.stream])
+        return masked_mean_deviation(*self.convs(values, steps))
 
 
 class PlainRecurrence(Encoder):
@@ -139,11 +141,12 @@ class ConvolutionsThenMemory(Encoder):
 
     def __init__(self, spec: CnnLstmAttention, width: int) -> None:
         super().__init__(spec.stream, 2 * spec.hidden)
+        self.average = FrameAverage(spec.stride)
         self.convs = ConvStack(width, spec.channels, spec.kernel, spec.dropout)
         self.recurrent = Recurrent(nn.LSTM, self.convs.width, spec.hidden, bidirectional=True)
         self.pooling, self.dropout = AttentionPooling(self.width), nn.Dropout(spec.dropout)
 
     def forward(self, inputs: Inputs, lengths: Lengths) -> Tensor:
-        values, steps = self.convs(inputs[self.stream], lengths[self.stream])
+        values, steps = self.convs(*self.average(inputs[self.stream], lengths[self.stream]))
         frames = self.recurrent(blank_padding(values, steps), steps)
         return self.dropout(self.pooling(frames, steps))  # type: ignore[no-any-return]
