@@ -368,7 +368,8 @@ def _stream_problems(study: Study) -> list[str]:
             )
         elif stream.pooling != wants:
             problems.append(
-                f"model: {branch.kind} expects a stream with pooling = {wants!r}; {stream.name!r} has {stream.pooling!r}."
+                f"model: {branch.kind} expects a stream with pooling = {wants!r}; "
+                f"{stream.name!r} has {stream.pooling!r}."
             )
         if branch.kind == "attention" and branch.width % branch.heads:
             problems.append(
@@ -400,11 +401,13 @@ def _federation_problems(study: Study) -> list[str]:
             problems.append(f"federation.{key}: expected at most n_sites={federation.n_sites}; came {value}.")
     if federation.quorum and federation.sites_per_round and federation.quorum > federation.sites_per_round:
         problems.append(
-            f"federation.quorum: expected at most sites_per_round={federation.sites_per_round}; came {federation.quorum}."
+            f"federation.quorum: expected at most sites_per_round={federation.sites_per_round}; "
+            f"came {federation.quorum}."
         )
     if federation.site_weights is not None and len(federation.site_weights) != federation.n_sites:
         problems.append(
-            f"federation.site_weights: expected n_sites={federation.n_sites} weights; came {len(federation.site_weights)}."
+            f"federation.site_weights: expected n_sites={federation.n_sites} weights; "
+            f"came {len(federation.site_weights)}."
         )
     if twice := _twice([corpus.name for corpus in study.corpora]):
         problems.append(f"corpora: expected different names; twice: {', '.join(sorted(twice))}.")
@@ -421,7 +424,8 @@ def _privacy_problems(study: Study) -> list[str]:
     if study.privacy.mode == "none":
         return []
     return [
-        f"privacy.mode: {study.privacy.mode!r} cannot be run by this version; expected 'none' (research only, NOT PRIVATE)."
+        f"privacy.mode: {study.privacy.mode!r} cannot be run by this version; "
+        "expected 'none' (research only, NOT PRIVATE)."
     ]
 
 

@@ -109,7 +109,9 @@ class _Lines:
         if self._shown.get(event.stage) != tenth:
             self._shown[event.stage] = tenth
             spent = time.monotonic() - self._began[event.stage]
-            self._print(f"{event.stage:<10} {event.done}/{event.total}  {spent:.0f} s  {event.detail}".rstrip())
+            self._print(
+                f"{event.stage:<10} {event.done}/{event.total}  {spent:.0f} s  {event.detail}".rstrip()
+            )
 
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -58,8 +58,8 @@ def simulate(
 ) -> None:
     """Run a study on this machine: features, local training, aggregation, evaluation, report."""
     from sottovoce.common.study import Execution
-    from sottovoce.simulations.simulate import resume_run, start_run
     from sottovoce.simulations.progress import show_progress
+    from sottovoce.simulations.simulate import resume_run, start_run
 
     execution = Execution(
         engine=_choice("--engine", engine, ("inprocess", "processes", "cohort", "ray")),  # type: ignore[arg-type]
@@ -187,8 +187,8 @@ def corpus_synthesize(
     from sottovoce.common.config import build
     from sottovoce.common.errors import StudyError
     from sottovoce.common.study import Synthetic
-    from sottovoce.simulations.progress import show_progress
     from sottovoce.simulations.prepare import synthesize_into
+    from sottovoce.simulations.progress import show_progress
 
     problems: list[str] = []
     table = {"n_speakers": speakers, "utterances_per_emotion": per_emotion, "seed": seed}

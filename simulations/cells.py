@@ -1,0 +1,207 @@
+"""One cell of a study: a seed, a fold and an arm, from initial weights to predictions of withheld speakers.
+
+Arms: `federated` (the study), `central` (the same study with everybody's recordings at one site), `local` (each
+site trains alone and is scored on its own withheld speakers), the classical baselines by name, and each pooled
+arm once more on a random split, under a name that says it leaks.
+
+Guarantees:
+  - Speakers that a fold withholds are scored by weights that no recording of theirs has touched; only the arms
+    whose names say that they leak break this.
+  - A cell's predictions do not depend on which process computes it, on how many there are, or on a crash.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from sottovoce.client.app import withheld
+from sottovoce.client.evaluate import log_probabilities
+from sottovoce.common import models, predictions
+from sottovoce.common.dataset import SiteData
+from sottovoce.common.predictions import LEAKS, Prediction
+from sottovoce.common.run_files import CellFacts, Refused, RoundFacts
+from sottovoce.common.study import Execution, Study
+from sottovoce.common.weights import from_state_dict
+from sottovoce.server.exchange import Exchange
+from sottovoce.server.rounds import Cell, Outcome, RoundRecord, run, run_alone
+from sottovoce.simulations.baselines import fit_predict
+from sottovoce.simulations.engines import open_exchange
+
+POOLED = "pooled"
+NETWORK_ARMS = ("federated", "central", "local")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that a process needs to compute a cell. `sites` holds a folder for each site; `pooled` all of them in one."""
+
+    cell: Cell
+    study_file: Path
+    sites: Path
+    pooled: Path
+    checkpoint: Path
+    predictions: Path
+    execution: Execution
+
+
+OnRound = Callable[[RoundFacts], None]
+
+
+def arms_of(study: Study, *, twins: bool) -> list[str]:
+    """Returns the arms of a run, the study's own first."""
+    honest = ["federated", *(["central", "local"] if twins else []), *study.evaluation.baselines]
+    if not study.evaluation.random_split_that_leaks:
+        return honest
+    return [*honest, *(arm + LEAKS for arm in ["central", *study.evaluation.baselines])]
+
+
+def n_rounds(study: Study, arm: str, n_sites: int) -> int:
+    """Returns how many rounds a cell reports, for a progress bar; a baseline counts as one."""
+    base = arm.removesuffix(LEAKS)
+    if base not in NETWORK_ARMS:
+        return 1
+    return study.federation.rounds * (n_sites if base == "local" else 1)
+
+
+def compute(job: Job, study: Study, on_round: OnRound) -> CellFacts:
+    """Computes a cell and writes its predictions, whole or not at all. Goes on from a checkpoint, if there is one."""
+    began = time.monotonic()
+    rows, digest = (_network if job.cell.arm.removesuffix(LEAKS) in NETWORK_ARMS else _baseline)(
+        job, study, on_round
+    )
+    predictions.write(job.predictions, rows)
+    return CellFacts(
+        seed=job.cell.seed,
+        fold=job.cell.fold,
+        arm=job.cell.arm,
+        seconds=round(time.monotonic() - began, 3),
+        weights_sha256=digest,
+    )
+
+
+def site_folders(sites: Path) -> list[Path]:
+    """Returns the folders of the sites, by name."""
+    return sorted(path for path in sites.iterdir() if path.is_dir())
+
+
+def _network(job: Job, study: Study, on_round: OnRound) -> tuple[list[Prediction], str | None]:
+    arm = job.cell.arm.removesuffix(LEAKS)
+    folders = [job.pooled] if arm == "central" else site_folders(job.sites)
+    parts = [SiteData.open(folder) for folder in folders]
+    execution = job.execution if arm == "federated" else replace(job.execution, engine="inprocess")
+    places = {part.site: folder for part, folder in zip(parts, folders, strict=True)}
+    with open_exchange(execution, places, study_file=job.study_file) as exchange:
+        outcomes = _outcomes(job, study, parts, exchange, on_round)
+    rows = [row for part in parts for row in _score(job, study, part, outcomes[part.site])]
+    digests = {outcome.digest for outcome in outcomes.values()}
+    return rows, digests.pop() if len(digests) == 1 else None
+
+
+def _outcomes(
+    job: Job, study: Study, parts: Sequence[SiteData], exchange: Exchange, on_round: OnRound
+) -> Mapping[str, Outcome]:
+    told: set[tuple[str, int]] = set()
+
+    def tell(record: RoundRecord) -> None:
+        if (record.arm, record.round) not in told:
+            told.add((record.arm, record.round))
+            on_round(_facts(record, job.cell.arm))
+
+    weights = from_state_dict(_model(job, study, parts[0]).state_dict())
+    common: Any = {"cell": job.cell, "weights": weights, "checkpoint": job.checkpoint, "resume": True}
+    if job.cell.arm == "federated":
+        outcome = run(exchange, study, on_round=tell, **common)
+        outcomes = dict.fromkeys((part.site for part in parts), outcome)
+    else:
+        leaking = {"leaking-split": job.cell.arm.endswith(LEAKS)}
+        outcomes = run_alone(exchange, study, on_round=tell, client_config=leaking, **common)
+    # Rounds that a crashed process checkpointed and could not tell of any more.
+    for record in (record for outcome in outcomes.values() for record in outcome.rounds):
+        tell(record)
+    return outcomes
+
+
+def _score(job: Job, study: Study, data: SiteData, outcome: Outcome) -> Iterator[Prediction]:
+    scored = _scored(job, study, data)
+    if len(scored):
+        model = _model(job, study, data)
+        model.load_state_dict({name: torch.from_numpy(array) for name, array in outcome.weights.items()})
+        yield from _rows(job.cell, scored, log_probabilities(model, scored, job.execution.device))
+
+
+def _model(job: Job, study: Study, data: SiteData) -> nn.Module:
+    return models.build(study.model, data.widths, len(study.labels.classes), job.cell.seed)
+
+
+def _baseline(job: Job, study: Study, on_round: OnRound) -> tuple[list[Prediction], None]:
+    began = time.monotonic()
+    data = SiteData.open(job.pooled)
+    hidden = _withheld(job, study, data)
+    seen = data.select(data.trains & ~hidden & (data.copies == 0))
+    scored = _scored(job, study, data)
+    stream = study.evaluation.baseline_stream or ""
+    log_probs = fit_predict(
+        job.cell.arm.removesuffix(LEAKS),  # type: ignore[arg-type]  # the study's type lists the names
+        seen.pooled(stream),
+        seen.labels,
+        scored.pooled(stream),
+        job.cell.seed,
+        n_classes=len(study.labels.classes),
+    )
+    facts = RoundFacts(
+        seed=job.cell.seed,
+        fold=job.cell.fold,
+        arm=job.cell.arm,
+        round=1,
+        sites=(POOLED,),
+        seconds=time.monotonic() - began,
+    )
+    on_round(facts)
+    return list(_rows(job.cell, scored, log_probs)), None
+
+
+def _withheld(job: Job, study: Study, data: SiteData) -> npt.NDArray[np.bool_]:
+    leaks = job.cell.arm.endswith(LEAKS)
+    return withheld(data, study, seed=job.cell.seed, fold=job.cell.fold, leaking_split=leaks)
+
+
+def _scored(job: Job, study: Study, data: SiteData) -> SiteData:
+    return data.select(_withheld(job, study, data) & (data.copies == 0))
+
+
+def _rows(cell: Cell, data: SiteData, log_probs: npt.NDArray[np.floating]) -> Iterator[Prediction]:
+    for index, row in enumerate(np.asarray(log_probs, np.float64)):
+        yield Prediction(
+            seed=cell.seed,
+            fold=cell.fold,
+            arm=cell.arm,
+            utterance=data.keys[index],
+            speaker=data.speakers[index],
+            site=data.homes[index],
+            groups=data.groups[index],
+            truth=int(data.labels[index]),
+            log_probs=tuple(row.tolist()),
+        )
+
+
+def _facts(record: RoundRecord, arm: str) -> RoundFacts:
+    return RoundFacts(
+        seed=record.seed,
+        fold=record.fold,
+        arm=record.arm if arm == "local" else arm,  # alone, each site is a curve of its own
+        round=record.round,
+        loss=record.loss,
+        sites=record.sites,
+        refused=tuple(Refused(site=site, reason=reason) for site, reason in record.refused.items()),
+        bytes_down=record.bytes_down,
+        bytes_up=record.bytes_up,
+        seconds=record.seconds,
+        confusion=record.confusion,
+    )

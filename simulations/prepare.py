@@ -1,0 +1,283 @@
+"""From folders of recordings to the sites of a simulation: scan, label, decode, extract, deal, normalise.
+
+Guarantees:
+  - What was left out is counted and named: labels without a class, recordings that cannot be decoded.
+  - A study that says `on_bad_recording = "stop"` stops at the first such recording, with its name.
+  - Utterance and speaker ids are unique over all corpora of a study.
+"""
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sottovoce.common.config import canonical
+from sottovoce.common.corpus import Corpus, Utterance, scan
+from sottovoce.common.dataset import Array, Example, SiteData, clip_frames, normalise, pool, stream_shapes
+from sottovoce.common.errors import CorpusError
+from sottovoce.common.feature_cache import features_of
+from sottovoce.common.run_files import CorpusFacts, SiteFacts, Skipped
+from sottovoce.common.study import CorpusSpec, Study, Synthetic
+from sottovoce.simulations.cells import POOLED
+from sottovoce.simulations.partition import Row, deal
+from sottovoce.simulations.progress import Note, OnEvent, Step
+
+MAX_NOTES = 5  # so many skipped recordings are named on the terminal; run.json names all
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """One utterance of the study: unique ids, and the index of its class."""
+
+    key: str
+    speaker: str
+    patient: str
+    label: int
+    utterance: Utterance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A study's recordings with their features, before they are dealt to sites."""
+
+    recordings: tuple[Recording, ...]
+    features: tuple[Mapping[str, Array], ...]
+    corpora: tuple[CorpusFacts, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def cache_folder() -> Path:
+    """Returns where features and synthetic corpora are kept: $SOTTOVOCE_CACHE, or the user's cache folder."""
+    base = os.environ.get("SOTTOVOCE_CACHE")
+    if base:
+        return Path(base)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sottovoce"
+
+
+def prepare(study: Study, data: Mapping[str, Path], *, workers: int, on_event: OnEvent) -> Prepared:
+    """Scans the corpora of a study and computes its features, from the cache where they are there.
+
+    Raises:
+        CorpusError: a folder is missing, is no corpus, or leaves nothing to learn.
+        AudioError: a recording cannot be decoded and the study says to stop.
+    """
+    corpora = [_open(spec, data, study, workers, on_event) for spec in study.corpora]
+    _check_data_names(study, data)
+    recordings = [item for corpus in corpora for item in _recordings(study, corpus, on_event)]
+    kept, features, skipped = _features(study, recordings, workers, on_event)
+    _check_enough(study, kept)
+    facts = tuple(_corpus_facts(corpus) for corpus in corpora)
+    return Prepared(recordings=tuple(kept), features=tuple(features), corpora=facts, skipped=tuple(skipped))
+
+
+def lay_out(study: Study, prepared: Prepared, folder: Path, on_event: OnEvent) -> tuple[SiteFacts, ...]:
+    """Deals recordings to sites, normalises at each, and writes `folder`/sites/NUMBER and `folder`/pooled."""
+    rows = [
+        Row(speaker=item.speaker, patient=item.patient, label=item.label, site=item.utterance.site)
+        for item in prepared.recordings
+    ]
+    dealt = deal(study.federation, rows)
+    shutil.rmtree(folder, ignore_errors=True)
+    names = sorted(set(dealt.sites))
+    sites = []
+    for number, name in enumerate(names, start=1):
+        on_event(Step(stage="sites", done=number, total=len(names)))
+        mine = [index for index, site in enumerate(dealt.sites) if site == name]
+        # Folders are numbered: a site's name comes from a manifest, and may be no name for a file.
+        place = folder / "sites" / f"{number:05d}"
+        sites.append(_write_site(study, prepared, name, mine, dealt.trains, place))
+    pool(folder / POOLED, site=POOLED, parts=sites)
+    return tuple(_site_facts(study, part) for part in sites)
+
+
+def synthesize_into(spec: Synthetic, out: Path, *, workers: int, on_event: OnEvent) -> Path:
+    """Makes the embedded corpus in `out`, or finds it there."""
+    from sottovoce.simulations.voices import synthesize
+
+    def tell(done: int, total: int) -> None:
+        on_event(Step(stage="voices", done=done, total=total))
+
+    return synthesize(spec, out, workers=workers, progress=tell)
+
+
+def describe_features(study: Study, prepared: Prepared) -> dict[str, Any]:
+    """Returns what `sottovoce features` prints."""
+    streams = [
+        {
+            "stream": stream.name,
+            "parts": [part.kind for part in stream.parts],
+            "pooling": stream.pooling,
+            "columns": int(prepared.features[0][stream.name].shape[-1]),
+            "mebibytes": sum(item[stream.name].nbytes for item in prepared.features) / 2**20,
+        }
+        for stream in study.streams
+    ]
+    return {
+        "study": study.name,
+        "recordings": len(prepared.recordings),
+        "skipped": len(prepared.skipped),
+        "cache": str(cache_folder() / "features"),
+        "streams": streams,
+    }
+
+
+def _open(
+    spec: CorpusSpec, data: Mapping[str, Path], study: Study, workers: int, on_event: OnEvent
+) -> Corpus:
+    folder = data.get(spec.name) or (data.get("") if len(study.corpora) == 1 else None)
+    if folder is None and spec.synthetic is not None:
+        key = f"voices-{spec.synthetic.seed}-{spec.synthetic.n_speakers}-{_short_digest(spec.synthetic)}"
+        folder = synthesize_into(
+            spec.synthetic, cache_folder() / "voices" / key, workers=workers, on_event=on_event
+        )
+    if folder is None:
+        raise CorpusError(f"corpora: expected a folder for {spec.name!r}. Give it: --data {spec.name}=DIR")
+    corpus = scan(folder, name=spec.name, adapter=spec.adapter)
+    for problem in corpus.problems[:MAX_NOTES]:
+        on_event(Note(text=f"{spec.name}: {problem}"))
+    if len(corpus.problems) > MAX_NOTES:
+        more = len(corpus.problems) - MAX_NOTES
+        on_event(Note(text=f"{spec.name}: and {more} more; see `sottovoce corpus scan {folder}`"))
+    if spec.manifest_sha256 and corpus.manifest_digest() != spec.manifest_sha256:
+        raise CorpusError(
+            f"corpora.{spec.name}: expected the corpus with manifest_sha256 = {spec.manifest_sha256[:16]}…; the "
+            f"folder holds {corpus.manifest_digest()[:16]}…: files are missing, added or renamed. "
+            "Use the corpus that the study was written for."
+        )
+    return corpus
+
+
+def _check_data_names(study: Study, data: Mapping[str, Path]) -> None:
+    names = {spec.name for spec in study.corpora}
+    unknown = sorted(set(data) - names - ({""} if len(names) == 1 else set()))
+    if unknown:
+        shown = ", ".join(name or "a folder without a name" for name in unknown)
+        raise CorpusError(
+            f"--data: expected NAME=DIR with NAME one of {', '.join(sorted(names))}; came {shown}."
+        )
+
+
+def _short_digest(spec: Synthetic) -> str:
+    import hashlib
+
+    return hashlib.sha256(canonical(spec).encode()).hexdigest()[:12]
+
+
+def _recordings(study: Study, corpus: Corpus, on_event: OnEvent) -> Iterator[Recording]:
+    prefix = f"{corpus.name}:" if len(study.corpora) > 1 else ""
+    left_out: Counter[str] = Counter()
+    for item in corpus.utterances:
+        name = study.labels.merge.get(item.label, item.label)
+        if name in study.labels.classes:
+            yield Recording(
+                key=prefix + item.key,
+                speaker=prefix + item.speaker,
+                patient=prefix + item.patient,
+                label=study.labels.classes.index(name),
+                utterance=item,
+            )
+        else:
+            left_out[item.label] += 1
+    if left_out:
+        counts = ", ".join(f"{label} {count:,}" for label, count in sorted(left_out.items()))
+        on_event(Note(text=f"{corpus.name}: left out, no class in this study: {counts}"))
+
+
+def _features(
+    study: Study, recordings: Sequence[Recording], workers: int, on_event: OnEvent
+) -> tuple[list[Recording], list[Mapping[str, Array]], list[Skipped]]:
+    def tell(done: int, total: int) -> None:
+        on_event(Step(stage="features", done=done, total=total))
+
+    found = features_of(
+        [item.utterance for item in recordings],
+        study,
+        cache_folder() / "features",
+        workers=workers,
+        progress=tell,
+    )
+    kept, features, skipped = [], [], []
+    for item, result in zip(recordings, found, strict=True):
+        if isinstance(result, Exception):
+            if study.audio.on_bad_recording == "stop":
+                raise result
+            skipped.append(Skipped(recording=item.key, reason=str(result)))
+        else:
+            kept.append(item)
+            features.append(result)
+    for entry in skipped[:MAX_NOTES]:
+        on_event(Note(text=f"skipped: {entry.reason}"))
+    if len(skipped) > MAX_NOTES:
+        on_event(Note(text=f"skipped: {len(skipped)} recordings in all; run.json names them"))
+    return kept, features, skipped
+
+
+def _check_enough(study: Study, kept: Sequence[Recording]) -> None:
+    present = {item.label for item in kept}
+    speakers = {item.speaker for item in kept}
+    if len(present) < 2 or len(speakers) < 2:
+        raise CorpusError(
+            f"Expected recordings of at least two classes and two speakers; came {len(present)} and "
+            f"{len(speakers)}. Look at the folder with `sottovoce corpus scan`, and at labels.classes."
+        )
+
+
+def _write_site(
+    study: Study,
+    prepared: Prepared,
+    name: str,
+    mine: Sequence[int],
+    trains: npt.NDArray[np.bool_],
+    place: Path,
+) -> SiteData:
+    widths = {stream.name: int(prepared.features[0][stream.name].shape[-1]) for stream in study.streams}
+    shapes = stream_shapes(study.streams, widths, clip_frames(study.audio, study.frames))
+    examples = (
+        replace(_example(prepared.recordings[index], prepared.features[index]), trains=bool(trains[index]))
+        for index in mine
+    )
+    raw = place.parent.parent / "raw"
+    data = normalise(
+        SiteData.write(raw, site=name, shapes=shapes, examples=examples), study.normalisation, place
+    )
+    shutil.rmtree(raw)
+    return data
+
+
+def _example(item: Recording, features: Mapping[str, Array]) -> Example:
+    return Example(
+        key=item.key,
+        label=item.label,
+        speaker=item.speaker,
+        patient=item.patient,
+        groups=item.utterance.groups,
+        features=features,
+    )
+
+
+def _corpus_facts(corpus: Corpus) -> CorpusFacts:
+    return CorpusFacts(
+        name=corpus.name,
+        adapter=corpus.adapter,
+        n_utterances=len(corpus.utterances),
+        n_speakers=len({item.speaker for item in corpus.utterances}),
+        manifest_sha256=corpus.manifest_digest(),
+        losses=corpus.losses,
+    )
+
+
+def _site_facts(study: Study, data: SiteData) -> SiteFacts:
+    originals = data.originals()
+    counts = np.bincount(originals.labels, minlength=len(study.labels.classes)).tolist()
+    return SiteFacts(
+        site=data.site,
+        n_speakers=len(set(originals.speakers)),
+        n_utterances=len(originals),
+        labels=dict(zip(study.labels.classes, counts, strict=True)),
+    )

@@ -1,0 +1,322 @@
+"""A study on one machine, from recordings to a report: `sottovoce simulate`.
+
+    run = start_run(Path("study.toml"), Execution(workers=2), data={}, out=None, twins=True)
+
+A study is cells: one federation for each seed, fold and arm (`cells.py`). With `workers` > 1 and the engine
+`inprocess`, several cells are computed at once; with the other engines, one after the other, each spread.
+
+Guarantees:
+  - The result does not depend on the number of workers, nor on how often the run was interrupted.
+  - A finished cell is never computed again; a cell that was interrupted goes on from its last round.
+  - If this process dies, the processes it started die too.
+"""
+
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from multiprocessing.queues import Queue
+from pathlib import Path
+from queue import Empty
+
+from sottovoce.common import predictions, summary
+from sottovoce.common.errors import RunError
+from sottovoce.common.folds import n_folds
+from sottovoce.common.predictions import Prediction
+from sottovoce.common.run_files import (
+    CellFacts,
+    RoundFacts,
+    RunFacts,
+    last_of_each,
+    read_rounds,
+    round_line,
+    write_run,
+)
+from sottovoce.common.study import Execution, Study
+from sottovoce.common.study import load as load_study
+from sottovoce.common.summarise import summarise
+from sottovoce.server.report import write_report
+from sottovoce.server.rounds import Cell
+from sottovoce.simulations.cells import Job, arms_of, compute, n_rounds
+from sottovoce.simulations.prepare import lay_out, prepare
+from sottovoce.simulations.progress import OnEvent, Step, silent
+from sottovoce.simulations.run_folder import (
+    Local,
+    create,
+    locked,
+    machine,
+    now,
+    read_started,
+    versions,
+    write_local,
+    write_text,
+)
+
+WORK = "work"  # a run's own copy of the features, by site; removed when the run is done
+POLL_SECONDS = 0.1
+
+
+def start_run(
+    study_file: Path,
+    execution: Execution,
+    *,
+    data: Mapping[str, Path],
+    out: Path | None = None,
+    twins: bool = False,
+    overwrite: bool = False,
+    on_event: OnEvent = silent,
+) -> Path:
+    """Runs a study from its beginning and returns the run's folder.
+
+    Raises:
+        StudyError, CorpusError, AudioError, RunError, QuorumError: each says what to mend.
+    """
+    study = load_study(study_file)
+    run = out or Path("runs") / study.name
+    execution = resolve(execution)
+    create(run, overwrite=overwrite)
+    with locked(run):
+        write_text(run / "study.toml", study_file.read_text(encoding="utf-8"))
+        write_local(run, Local(twins=twins, data={name: str(path.resolve()) for name, path in data.items()}))
+        facts = RunFacts(
+            format=1,
+            name=run.name,
+            study_digest=study.digest(),
+            started=now(),
+            engine=execution.engine,
+            workers=execution.workers,
+            device=execution.device,
+            versions=versions(),
+            machine=machine(),
+        )
+        write_run(run / "run.json", facts)
+        _go(run, study, facts, execution, data, twins, on_event)
+    return run
+
+
+def resume_run(
+    run: Path, execution: Execution, *, data: Mapping[str, Path], on_event: OnEvent = silent
+) -> Path:
+    """Goes on with a run that was interrupted. Folders are those it began with, unless `data` names others.
+
+    Raises:
+        RunError: the folder is no run, is damaged or in use, or its study was changed.
+    """
+    study, facts, local = read_started(run)
+    with locked(run):
+        folders = {name: Path(path) for name, path in local.data.items()} | dict(data)
+        _go(run, study, facts, resolve(execution), folders, local.twins, on_event)
+    return run
+
+
+def resolve(execution: Execution) -> Execution:
+    """Returns the execution with `device = "auto"` decided. Raises: RunError where there is no such device."""
+    import torch
+
+    if execution.device == "auto":
+        return replace(execution, device="cuda" if torch.cuda.is_available() else "cpu")
+    if execution.device == "cuda" and not torch.cuda.is_available():
+        raise RunError("--device cuda: torch finds no CUDA device here. Use --device auto or cpu.")
+    return execution
+
+
+def cells_of(study: Study, *, twins: bool) -> list[Cell]:
+    """Returns the cells of a study, in the order in which they are computed."""
+    folds = study.evaluation.only_folds or range(n_folds(study.evaluation.folds))
+    return [
+        Cell(seed=seed, fold=fold, arm=arm)
+        for seed in study.evaluation.seeds
+        for arm in arms_of(study, twins=twins)
+        for fold in folds
+    ]
+
+
+def _go(
+    run: Path,
+    study: Study,
+    facts: RunFacts,
+    execution: Execution,
+    data: Mapping[str, Path],
+    twins: bool,
+    on_event: OnEvent,
+) -> None:
+    prepared = prepare(study, data, workers=execution.workers, on_event=on_event)
+    sites = lay_out(study, prepared, run / WORK, on_event)
+    facts = replace(facts, corpora=prepared.corpora, sites=sites, skipped=prepared.skipped)
+    write_run(run / "run.json", facts)
+    del prepared  # the features are on disk now
+    jobs = [_job(run, cell, execution) for cell in cells_of(study, twins=twins)]
+    done = _compute_all(run, study, facts, jobs, len(sites), on_event)
+    _finish(run, study, replace(facts, cells=done, ended=now()), jobs)
+    shutil.rmtree(run / WORK)
+
+
+def _job(run: Path, cell: Cell, execution: Execution) -> Job:
+    return Job(
+        cell=cell,
+        study_file=run / "study.toml",
+        sites=run / WORK / "sites",
+        pooled=run / WORK / "pooled",
+        checkpoint=run / "checkpoints" / f"{cell.name}.safetensors",
+        predictions=run / "predictions" / f"{cell.name}.jsonl",
+        execution=execution,
+    )
+
+
+def _compute_all(
+    run: Path, study: Study, facts: RunFacts, jobs: list[Job], n_sites: int, on_event: OnEvent
+) -> tuple[CellFacts, ...]:
+    known = {(cell.seed, cell.fold, cell.arm): cell for cell in facts.cells}
+    ready = [job for job in jobs if job.predictions.exists()]
+    waiting = [job for job in jobs if not job.predictions.exists()]
+    book = _Book(run, study, jobs, n_sites, on_event)
+    for job in ready:
+        book.finish(job.cell.seed, job.cell.fold, job.cell.arm)
+    done = {(job.cell.seed, job.cell.fold, job.cell.arm): _of(known, job) for job in ready}
+    for cell in _computed(waiting, study, book.round):
+        done[cell.seed, cell.fold, cell.arm] = cell
+        book.finish(cell.seed, cell.fold, cell.arm)
+        # After each cell, so that its time and digest survive a crash of the next.
+        write_run(run / "run.json", replace(facts, cells=tuple(done.values())))
+    return tuple(done[job.cell.seed, job.cell.fold, job.cell.arm] for job in jobs)
+
+
+def _of(known: Mapping[tuple[int, int, str], CellFacts], job: Job) -> CellFacts:
+    cell = job.cell
+    # A crash between the predictions and run.json leaves a cell without its time: the result is whole all the same.
+    return known.get(
+        (cell.seed, cell.fold, cell.arm), CellFacts(seed=cell.seed, fold=cell.fold, arm=cell.arm)
+    )
+
+
+def _computed(jobs: list[Job], study: Study, on_round: Callable[[RoundFacts], None]) -> Iterator[CellFacts]:
+    if not jobs:
+        return
+    workers = min(jobs[0].execution.workers, len(jobs))
+    if jobs[0].execution.engine != "inprocess" or workers == 1:
+        for job in jobs:
+            yield compute(job, study, on_round)
+    else:
+        yield from _computed_at_once(jobs, workers, on_round)
+
+
+def _computed_at_once(
+    jobs: list[Job], workers: int, on_round: Callable[[RoundFacts], None]
+) -> Iterator[CellFacts]:
+    context = multiprocessing.get_context("spawn")  # torch and threads do not survive a fork
+    told: Queue[RoundFacts] = context.Queue()
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_begin_worker, initargs=(told, os.getpid())
+    )
+    try:
+        waiting = {pool.submit(_compute_in_worker, job) for job in jobs}
+        while waiting:
+            done, waiting = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)
+            for record in _drained(told):
+                on_round(record)
+            yield from map(_result, done)
+        for record in _drained(told):
+            on_round(record)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _result(future: Future[CellFacts]) -> CellFacts:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        raise RunError(
+            "A worker process ended before its work was done; perhaps memory ran out. "
+            "Nothing is lost: go on with --resume, with fewer --workers."
+        ) from None
+
+
+def _drained(told: "Queue[RoundFacts]") -> Iterator[RoundFacts]:
+    while True:
+        try:
+            yield told.get_nowait()
+        except Empty:
+            return
+
+
+_told: "Queue[RoundFacts] | None" = None  # in a worker: where its rounds are told
+
+
+def _begin_worker(told: "Queue[RoundFacts]", parent: int) -> None:
+    global _told
+    import torch
+
+    torch.set_num_threads(1)
+    _told = told
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when its parent is gone: nobody may write to a run that another process goes on with."""
+    while os.getppid() == parent:
+        time.sleep(POLL_SECONDS)
+    os._exit(1)
+
+
+def _compute_in_worker(job: Job) -> CellFacts:
+    if _told is None:
+        raise RuntimeError("a worker began without its initializer")
+    return compute(job, load_study(job.study_file), _told.put)
+
+
+class _Book:
+    """Keeps rounds.jsonl and tells of progress."""
+
+    def __init__(self, run: Path, study: Study, jobs: list[Job], n_sites: int, on_event: OnEvent) -> None:
+        self._path = run / "rounds.jsonl"
+        self._on_event = on_event
+        self._left = {
+            (job.cell.seed, job.cell.fold, job.cell.arm): n_rounds(study, job.cell.arm, n_sites)
+            for job in jobs
+        }
+        self._total = sum(self._left.values())
+        self._repair()
+
+    def round(self, record: RoundFacts) -> None:
+        """Writes a round down."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(round_line(record))
+        cell = (record.seed, record.fold, record.arm.split("@")[0])
+        self._left[cell] = max(self._left[cell] - 1, 0)
+        loss = "" if record.loss is None else f"  loss {record.loss:.3f}"
+        self._tell(f"{record.arm}, seed {record.seed}, fold {record.fold}{loss}")
+
+    def finish(self, seed: int, fold: int, arm: str) -> None:
+        """Counts a cell as done, also the rounds that an earlier process computed."""
+        if self._left[seed, fold, arm]:
+            self._left[seed, fold, arm] = 0
+            self._tell(f"{arm}, seed {seed}, fold {fold}: done")
+
+    def _tell(self, detail: str) -> None:
+        done = self._total - sum(self._left.values())
+        self._on_event(Step(stage="rounds", done=done, total=self._total, detail=detail))
+
+    def _repair(self) -> None:
+        """Cuts off a line that a crash left half written."""
+        if not self._path.exists():
+            self._path.touch()
+        data = self._path.read_bytes()
+        if not data.endswith(b"\n"):
+            write_text(self._path, data[: data.rfind(b"\n") + 1].decode("utf-8"))
+
+
+def _finish(run: Path, study: Study, facts: RunFacts, jobs: list[Job]) -> None:
+    rows: list[Prediction] = []
+    for job in jobs:
+        rows += predictions.read(job.predictions, n_classes=len(study.labels.classes))
+    predictions.write(run / "predictions.jsonl", rows)
+    summary.write(run / "metrics.json", summarise(rows, study))
+    rounds = last_of_each(read_rounds(run / "rounds.jsonl"))
+    write_text(run / "rounds.jsonl", "".join(map(round_line, rounds)))
+    write_run(run / "run.json", facts)
+    write_report(run)

@@ -1,0 +1,66 @@
+"""A first study fits the corpus it is written for."""
+
+from pathlib import Path
+
+import pytest
+
+from sottovoce.common.corpus import Corpus, Utterance
+from sottovoce.common.errors import CorpusError
+from sottovoce.common.study import NamedFolds, SpeakerFolds, loads
+from sottovoce.simulations.study_new import EMBEDDED, shape_of, study_text, write_study
+
+
+def corpus(n_speakers: int, *, adapter: str = "savee", each: int = 12) -> Corpus:
+    return Corpus(
+        name="corpus",
+        adapter=adapter,
+        evidence="made here",
+        root=Path("/nowhere"),
+        utterances=tuple(
+            Utterance(
+                key=f"{speaker}-{label}-{clip}",
+                path=Path("/nowhere"),
+                label=label,
+                corpus_label=label,
+                speaker=f"{speaker:02d}",
+                patient=f"{speaker:02d}",
+            )
+            for speaker in range(1, n_speakers + 1)
+            for label in ("neutral", "angry")
+            for clip in range(each)
+        ),
+    )
+
+
+def test_the_embedded_study_loads() -> None:
+    assert loads(study_text("demo", EMBEDDED)).corpora[0].synthetic is not None
+
+
+@pytest.mark.parametrize(("n_speakers", "n_sites", "k"), [(2, 1, 2), (4, 2, 4), (10, 5, 5), (91, 6, 5)])
+def test_sites_and_folds_fit_the_number_of_speakers(n_speakers: int, n_sites: int, k: int) -> None:
+    study = loads(study_text("small", shape_of(corpus(n_speakers))))
+    assert study.federation.n_sites == n_sites
+    assert isinstance(study.evaluation.folds, SpeakerFolds)
+    assert study.evaluation.folds.k == k
+
+
+def test_classes_are_those_that_the_corpus_can_teach() -> None:
+    assert loads(study_text("small", shape_of(corpus(4)))).labels.classes == ("neutral", "angry")
+
+
+def test_ravdess_gets_its_published_folds() -> None:
+    folds = loads(study_text("small", shape_of(corpus(24, adapter="ravdess")))).evaluation.folds
+    assert folds == NamedFolds(kind="named", name="ravdess-luna-jimenez")
+
+
+def test_a_corpus_that_teaches_nothing_is_refused() -> None:
+    with pytest.raises(CorpusError, match="two patients and two emotions"):
+        shape_of(corpus(1))
+
+
+def test_an_existing_file_is_never_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    write_study(path, "mine")
+    with pytest.raises(CorpusError, match="exists already"):
+        write_study(path, "another")
+    assert path.read_text() == "mine"
