@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from sottovoce.common.corpus import audformat_door, emobox, manifest
+from sottovoce.common.corpus import audformat, emobox, manifest
 from sottovoce.common.corpus.dialogues import Iemocap, Meld
 from sottovoce.common.corpus.file_names import NAMED_CORPORA
 from sottovoce.common.corpus.problems import Problems, show
@@ -60,7 +60,7 @@ def choose(tree: Tree, adapter: str, file: str | None) -> Choice:
         choice = _by_metadata(tree, adapter, file)
         if choice is not None:
             return choice
-    if adapter in ("auto", "audformat") and audformat_door.is_database(tree):
+    if adapter in ("auto", "audformat") and audformat.is_database(tree):
         return _audformat(tree)
     if adapter == "auto":
         return _by_file_names(tree)
@@ -83,7 +83,7 @@ def _by_metadata(tree: Tree, adapter: str, file: str | None) -> Choice | None:
             evidence=evidence,
             read=lambda problems: manifest.read(tree, plain, problems),
         )
-    if adapter == "manifest" or (adapter == "auto" and audformat_door.is_database(tree)):
+    if adapter == "manifest" or (adapter == "auto" and audformat.is_database(tree)):
         return None
     files = emobox.find(tree)
     return _emobox(tree, files, f"{show(files[0])} has rows of EmoBox") if files else None
@@ -102,8 +102,8 @@ def _audformat(tree: Tree) -> Choice:
     return Choice(
         name="audformat",
         title="audformat",
-        evidence=f"{audformat_door.HEADER} is an audformat header",
-        read=lambda problems: audformat_door.read(tree, problems),
+        evidence=f"{audformat.HEADER} is an audformat header",
+        read=lambda problems: audformat.read(tree, problems),
     )
 
 
@@ -146,6 +146,6 @@ def _wants(adapter: str) -> str:
     wants = {
         "manifest": "manifest.csv or manifest.jsonl at the top of the folder",
         "emobox": "a .jsonl file with EmoBox's keys (key, dataset, wav, emo)",
-        "audformat": f"{audformat_door.HEADER} at the top of the folder",
+        "audformat": f"{audformat.HEADER} at the top of the folder",
     }
     return wants[adapter]

@@ -14,7 +14,9 @@ Guarantees:
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -34,7 +36,12 @@ MAX_CELL_CHARACTERS = 500  # of a label, a speaker, a group; paths have their ow
 MAX_SECONDS = 86_400.0
 
 # What Excel, LibreOffice or Google Sheets take for the start of a formula, and its full-width forms.
-_FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")
+_FORMULA_STARTS = frozenset("=+-@\t\r\n＝＋－＠")
+_SPELLINGS: Mapping[str, Callable[[str], str]] = {
+    "sex": people.sex,
+    "age": people.age,
+    "language": people.language,
+}
 _GROUP_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 
@@ -61,7 +68,7 @@ def seconds(value: str) -> float:
 def refusal(cells: Mapping[str, str]) -> str | None:
     """Returns why a row's cells are refused, naming the column and never the value; None if they are fine."""
     for column, value in cells.items():
-        if value.startswith(_FORMULA_STARTS):
+        if value[:1] in _FORMULA_STARTS:
             return f"{column}: begins as a formula does; a spreadsheet would run it. Left out."
         if not is_text(value):
             return f"{column}: has characters that cannot be printed. Left out."
@@ -93,62 +100,74 @@ def _row(
     tree: Tree, file: str, number: int, cells: dict[str, str], problems: Problems, unused: set[str]
 ) -> Row | None:
     """Returns the row, or None after saying what is wrong with it. `unused` gathers columns nobody reads."""
-    used = {column: cells.get(column, "") for column in (*COLUMNS, *OPTIONAL_COLUMNS)}
-    groups = {c.removeprefix(GROUP_PREFIX): v for c, v in cells.items() if c.startswith(GROUP_PREFIX)}
+    roles = _roles(tuple(cells))
     if len(unused) < MAX_COLUMNS:
-        unused.update(c for c in cells if c not in used and not c.startswith(GROUP_PREFIX))
-    why = _missing(used) or refusal(_texts(used) | groups) or _bad_group(groups)
-    times = _times(used)
-    recording = tree.find(used["path"])
+        unused |= roles.unused
+    stated = {column: cells[column] for column in roles.used if cells[column]}
+    recording = tree.find(stated.get("path", ""))
+    times = _times(stated)
+    why = _missing(stated) or roles.why_not
     if why is None and times is None:
         why = f"expected 0 <= start_seconds < end_seconds <= {MAX_SECONDS:g}. Left out."
+    why = why or refusal(stated)
     if why is None and recording is None:
-        why = f"path: {why_not(tree, used['path'])}"
+        why = f"path: {why_not(tree, stated['path'])}"
     if why is not None or times is None or recording is None:
         problems.add(file, number, why or "Left out.")
         return None
     return Row(
         file=recording,
-        corpus_label=used["label"],
-        speaker=used["speaker"],
-        patient=used["patient"] or None,
-        groups=_stated(used) | {name: value for name, value in groups.items() if value},
-        site=used["site"] or None,
+        corpus_label=stated["label"],
+        speaker=stated["speaker"],
+        patient=stated.get("patient"),
+        groups={name: spell(stated[column]) for column, name, spell in roles.groups if column in stated},
+        site=stated.get("site"),
         start_seconds=times[0],
         end_seconds=times[1],
-        split=used["split"] or None,
+        split=stated.get("split"),
         source=file,
         row=number,
     )
 
 
-def _missing(used: Mapping[str, str]) -> str | None:
-    empty = [column for column in COLUMNS if not used[column]]
+@dataclass(frozen=True, kw_only=True)
+class _Roles:
+    """What each of a row's columns is for; `groups` are (column, group, how its values are spelt)."""
+
+    used: tuple[str, ...]
+    groups: tuple[tuple[str, str, Callable[[str], str]], ...]
+    unused: frozenset[str]
+    why_not: str | None
+
+
+@lru_cache(maxsize=256)  # a CSV has one header, and JSON lines few different ones
+def _roles(columns: tuple[str, ...]) -> _Roles:
+    own = {column: column.removeprefix(GROUP_PREFIX) for column in columns if column.startswith(GROUP_PREFIX)}
+    known = tuple(column for column in columns if column in (*COLUMNS, *OPTIONAL_COLUMNS))
+    bad = [name for name in own.values() if not _GROUP_NAME.fullmatch(name) or name in OPTIONAL_COLUMNS]
+    return _Roles(
+        used=(*known, *own),
+        groups=(
+            *((column, column, spell) for column, spell in _SPELLINGS.items() if column in columns),
+            *((column, name, str) for column, name in own.items()),
+        ),
+        unused=frozenset(columns) - {*known, *own},
+        why_not=f"expected a group's name of letters, digits and _; came {show(bad[0])}." if bad else None,
+    )
+
+
+def _missing(stated: Mapping[str, str]) -> str | None:
+    empty = [column for column in COLUMNS if column not in stated]
     return f"{', '.join(empty)}: expected a value; came none. Left out." if empty else None
 
 
-def _texts(used: Mapping[str, str]) -> dict[str, str]:
-    # Times are parsed as numbers, so their minus is an error of range, not a formula.
-    return {column: value for column, value in used.items() if value and not column.endswith("_seconds")}
-
-
-def _bad_group(groups: Mapping[str, str]) -> str | None:
-    bad = [name for name in groups if not _GROUP_NAME.fullmatch(name) or name in OPTIONAL_COLUMNS]
-    return f"expected a group's name of letters, digits and _; came {show(bad[0])}." if bad else None
-
-
-def _times(used: Mapping[str, str]) -> tuple[float, float | None] | None:
+def _times(stated: Mapping[str, str]) -> tuple[float, float | None] | None:
     try:
-        start = seconds(used["start_seconds"] or "0")
-        end = seconds(used["end_seconds"]) if used["end_seconds"] else None
+        start = seconds(stated.get("start_seconds", "0"))
+        end = seconds(stated["end_seconds"]) if "end_seconds" in stated else None
     except ValueError:
         return None
     return (start, end) if end is None or start < end else None
-
-
-def _stated(used: Mapping[str, str]) -> dict[str, str]:
-    spellings = {"sex": people.sex, "age": people.age, "language": people.language}
-    return {name: spell(used[name]) for name, spell in spellings.items() if used[name]}
 
 
 def only(tree: Tree) -> str | None:

@@ -10,6 +10,7 @@ import csv
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from sottovoce.common.corpus.problems import Problems
 from sottovoce.common.corpus.tree import Tree
@@ -39,12 +40,14 @@ class Person:
         return None if self.years is None else age(self.years)
 
 
+@lru_cache(maxsize=4096)
 def sex(text: str) -> str:
     """Returns "female", "male", or the lower-case text as it stands."""
     lowered = text.strip().lower()
     return _SEXES.get(lowered, lowered)
 
 
+@lru_cache(maxsize=4096)
 def age(text: str) -> str:
     """Returns the band of an age in years; a text that is no age in years stays as it is."""
     lowered = text.strip().lower()
@@ -58,6 +61,7 @@ def age(text: str) -> str:
     return f"{below[-1] if below else 0}-{above[0] - 1}"
 
 
+@lru_cache(maxsize=4096)
 def language(text: str) -> str:
     """Returns the two-letter code of a language where it is known, else the lower-case text."""
     lowered = text.strip().lower()

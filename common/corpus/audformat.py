@@ -7,6 +7,7 @@ tables that lie at the top of the scanned folder are handed to the library.
 
 import importlib
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -60,8 +61,9 @@ def read(tree: Tree, problems: Problems) -> Reading:
 
 def _load(tree: Tree) -> Any:
     try:
-        audformat: Any = importlib.import_module("audformat")
-        yaml: Any = importlib.import_module("yaml")
+        import audformat as library
+
+        yaml = importlib.import_module("yaml")  # PyYAML comes with the extra, and ships no types
     except ImportError:
         raise CorpusError(
             f"{HEADER}: this is an audformat database; reading it needs an extra. "
@@ -69,7 +71,7 @@ def _load(tree: Tree) -> Any:
         ) from None
     text = b"\n".join(_bounded_header(tree))
     try:
-        database = audformat.Database.load_header_from_yaml(yaml.load(text, Loader=yaml.SafeLoader))
+        database = library.Database.load_header_from_yaml(yaml.load(text, Loader=yaml.SafeLoader))
     except Exception as error:  # a stranger's header: any type of exception may come out of the library
         raise CorpusError(f"{HEADER}: is no audformat header ({type(error).__name__}).") from None
     for name in [*database.misc_tables, *database.tables]:
@@ -100,7 +102,9 @@ def _load_table(tree: Tree, database: Any, name: str) -> None:
     if tree.size_bytes(file) > MAX_TABLE_BYTES:
         raise CorpusError(f"{file}: expected at most {MAX_TABLE_BYTES:,} bytes.")
     try:
-        database[name].load(str(tree.root / f"db.{name}"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the library's own use of pandas; nothing a user can mend
+            database[name].load(str(tree.root / f"db.{name}"))
     except Exception as error:  # as above: a stranger's table
         raise CorpusError(f"{file}: is no audformat table ({type(error).__name__}).") from None
 
