@@ -140,9 +140,13 @@ class SpeakerBlocks:
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusSites:
-    """Sites as the corpus states them (the embedded corpus does; a manifest may, in the column `site`)."""
+    """Sites as the corpus states them (the embedded corpus does; a manifest may, in the column `site`).
+
+    `otherwise` says what to do with a corpus that states no site at all.
+    """
 
     kind: Literal["corpus_sites"]
+    otherwise: Literal["stop", "speaker_blocks"] = "stop"
 
 
 @dataclass(frozen=True, kw_only=True)

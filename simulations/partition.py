@@ -41,7 +41,7 @@ def deal(federation: Federation, rows: Sequence[Row]) -> Dealt:
     Raises:
         CorpusError: too few speakers, sites the corpus does not state, or one voice at two sites.
     """
-    if isinstance(federation.partition, CorpusSites):
+    if _takes_stated_sites(federation, rows):
         sites = _stated_sites(federation.n_sites, rows)
     else:
         sites = _speaker_blocks(federation.n_sites, rows)
@@ -49,6 +49,12 @@ def deal(federation: Federation, rows: Sequence[Row]) -> Dealt:
     if isinstance(federation.partition, DirichletLabels):
         trains = _keep_share(federation.partition, rows, sites)
     return Dealt(sites=sites, trains=trains)
+
+
+def _takes_stated_sites(federation: Federation, rows: Sequence[Row]) -> bool:
+    if not isinstance(federation.partition, CorpusSites):
+        return False
+    return federation.partition.otherwise == "stop" or any(row.site is not None for row in rows)
 
 
 def site_names(n_sites: int) -> list[str]:

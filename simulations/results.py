@@ -109,7 +109,8 @@ def _arm_row(arm: Arm) -> str:
         else f"{_percent(spread.deviation)}, {_percent(spread.smallest)}, {_percent(spread.largest)}"
     )
     worst = _percent(arm.speakers[0].uar) if arm.speakers else ""
-    return f"| {arm.name} | {_estimate(arm.uar)} | {over} | {_estimate(arm.war)} | {_estimate(arm.macro_f1)} | {worst} |"
+    cells = (arm.name, _estimate(arm.uar), over, _estimate(arm.war), _estimate(arm.macro_f1), worst)
+    return f"| {' | '.join(cells)} |"
 
 
 def _difference_row(difference: Difference) -> str:

@@ -70,6 +70,13 @@ def test_stated_sites_are_taken_and_must_fit_the_study() -> None:
         deal(stated, rows(3))
 
 
+def test_a_corpus_without_sites_is_dealt_in_blocks_if_the_study_says_so() -> None:
+    lenient = federation(2, CorpusSites(kind="corpus_sites", otherwise="speaker_blocks"))
+    assert set(deal(lenient, rows(4)).sites) == {"site-1", "site-2"}
+    with pytest.raises(CorpusError, match="4 have none"):  # some do, some do not: not for us to guess
+        deal(lenient, [*rows(1), *rows(1, site="north")])
+
+
 def test_one_voice_at_two_sites_is_refused() -> None:
     split = [
         Row(speaker="a", patient="a", label=0, site="north"),
