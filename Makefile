@@ -33,7 +33,7 @@ results: $(READY)  ## the accuracy tables of docs/results.md (RAVDESS=folder of 
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip==25.3
+	$(BIN)/python -m pip install --quiet --upgrade pip==26.3
 	# torch first and by its exact number: a bare range would take a build with gigabytes of GPU libraries
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
