@@ -41,13 +41,17 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusFacts:
-    """One corpus as it was used. `losses` says what the mapping of labels lost."""
+    """One corpus as it was used. `losses` says what the mapping of labels lost.
+
+    `synthetic`: the voices were made by the embedded synthesis; the report then says so beside every figure.
+    """
 
     name: str
     adapter: str
     n_utterances: _Natural
     n_speakers: _Natural
     manifest_sha256: str | None = None
+    synthetic: bool = False
     losses: tuple[str, ...] = ()
 
 
