@@ -11,7 +11,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 
-from sottovoce.common.corpus.problems import Problems, show
+from sottovoce.common.corpus.problems import FORMULA_STARTS, Problems, show
 from sottovoce.common.corpus.tree import Tree
 from sottovoce.common.corpus.types import Reading, Row, Utterance
 
@@ -74,6 +74,11 @@ def _settled(
     contradictory: set[str] = set()
     for label, row in labelled:
         key = key_of(row)
+        if key[0] in FORMULA_STARTS:
+            problems.add(
+                row.file, None, "its path begins as a formula does; a spreadsheet would run it. Left out."
+            )
+            continue
         utterance = _utterance(tree, key, label, row)
         if key not in settled:
             settled[key] = utterance, row

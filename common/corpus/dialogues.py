@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from sottovoce.common.corpus.file_names import preference, report_copies, split_path
+from sottovoce.common.corpus.manifest import refusal
 from sottovoce.common.corpus.problems import Problems, show
 from sottovoce.common.corpus.table import records
 from sottovoce.common.corpus.tree import Tree
@@ -153,13 +154,19 @@ class Meld:
             problems.add(table, number, "expected whole numbers in Dialogue_ID and Utterance_ID.")
             return None
         file = sounds.get((split, int(dialogue), int(utterance)))
+        speaker = " ".join(cells["speaker"].split())
+        why = refusal({"Speaker": speaker, "Emotion": cells["emotion"]})
         if file is None:
-            problems.add(table, number, f"the recording dia{dialogue}_utt{utterance} is not there.")
+            why = f"the recording dia{dialogue}_utt{utterance} is not there."
+        elif not speaker:
+            why = "Speaker: expected a name; came none. Left out."
+        if file is None or why is not None:
+            problems.add(table, number, why or "Left out.")
             return None
         return Row(
             file=file,
             corpus_label=cells["emotion"],
-            speaker=cells["speaker"],
+            speaker=speaker,
             groups={"language": "en"},
             split=split,
             source=table,

@@ -6,7 +6,6 @@ manifest is needed. Its folds are not used: some of them share speakers between 
 Every JSON-lines file of one dataset below the root is read; a recording that several files name is one row.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -45,7 +44,7 @@ def read(tree: Tree, files: list[str], problems: Problems) -> Reading:
     Raises:
         CorpusError: there are several datasets, or EmoBox does not tell this one's speakers.
     """
-    dataset = _dataset(tree, files)
+    dataset, files = _dataset(tree, files)
     rows: dict[tuple[str, str], Row] = {}
     n_repeated = 0
     for file in sorted(files, key=lambda file: (file.count("/"), file)):
@@ -61,16 +60,24 @@ def read(tree: Tree, files: list[str], problems: Problems) -> Reading:
     return Reading(rows=list(rows.values()), labels=_labels(dataset), losses=losses)
 
 
-def _dataset(tree: Tree, files: list[str]) -> str:
-    by_dataset: dict[str, list[str]] = defaultdict(list)
+def _dataset(tree: Tree, files: list[str]) -> tuple[str, list[str]]:
+    """Returns the one dataset that is meant, and its files."""
+    by_dataset: dict[str, list[str]] = {}
     for file in files:
-        by_dataset[str(first_object(tree, file)["dataset"]).lower()].append(file)
+        by_dataset.setdefault(str(first_object(tree, file).get("dataset", "")).lower(), []).append(file)
+    if len(by_dataset) > 1:  # the repository describes many; the recordings of few are there
+        here = {name: group for name, group in by_dataset.items() if _has_recording(tree, group[0])}
+        by_dataset = here or by_dataset
     if len(by_dataset) != 1:
         names = ", ".join(show(name) for name in sorted(by_dataset))
         raise CorpusError(
             f"EmoBox: expected one dataset; came {names}. Scan one of the .jsonl files by name."
         )
-    return next(iter(by_dataset))
+    return next(iter(by_dataset.items()))
+
+
+def _has_recording(tree: Tree, file: str) -> bool:
+    return _find(tree, _text(first_object(tree, file), _PATHS)) is not None
 
 
 def _labels(dataset: str) -> LabelMap:

@@ -21,7 +21,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from sottovoce.common.corpus import people
-from sottovoce.common.corpus.problems import Problems, is_text, show
+from sottovoce.common.corpus.problems import FORMULA_STARTS, Problems, is_text, show
 from sottovoce.common.corpus.table import MAX_COLUMNS, json_records, records
 from sottovoce.common.corpus.tree import Tree, why_not
 from sottovoce.common.corpus.types import Reading, Row
@@ -35,8 +35,6 @@ FILE_NAMES = ("manifest.csv", "manifest.jsonl")
 MAX_CELL_CHARACTERS = 500  # of a label, a speaker, a group; paths have their own limit
 MAX_SECONDS = 86_400.0
 
-# What Excel, LibreOffice or Google Sheets take for the start of a formula, and its full-width forms.
-_FORMULA_STARTS = frozenset("=+-@\t\r\n＝＋－＠")
 _SPELLINGS: Mapping[str, Callable[[str], str]] = {
     "sex": people.sex,
     "age": people.age,
@@ -68,7 +66,7 @@ def seconds(value: str) -> float:
 def refusal(cells: Mapping[str, str]) -> str | None:
     """Returns why a row's cells are refused, naming the column and never the value; None if they are fine."""
     for column, value in cells.items():
-        if value[:1] in _FORMULA_STARTS:
+        if value[:1] in FORMULA_STARTS:
             return f"{column}: begins as a formula does; a spreadsheet would run it. Left out."
         if not is_text(value):
             return f"{column}: has characters that cannot be printed. Left out."
@@ -173,9 +171,9 @@ def _times(stated: Mapping[str, str]) -> tuple[float, float | None] | None:
 def only(tree: Tree) -> str | None:
     """Returns the manifest at the tree's top. Raises: CorpusError if there are two."""
     found = [file for file in tree.files if file.lower() in FILE_NAMES]
-    for name in FILE_NAMES:
+    for name in set(FILE_NAMES) - {file.lower() for file in found}:
         # A link or a pipe of this name is not in the tree; falling back to file names would hide it.
-        if os.path.lexists(tree.root / name) and name not in tree.files:
+        if os.path.lexists(tree.root / name):
             raise CorpusError(
                 f"{name}: expected a regular file that is no link. Put the manifest itself there."
             )

@@ -82,8 +82,10 @@ def crema_d_people(tree: Tree, problems: Problems) -> Mapping[str, Person]:
             header = [cell.strip().lower() for cell in cells]
             continue
         row = dict(zip(header, cells, strict=False))
-        if row.get("actorid", "").strip() and row.get("sex", "").strip():
-            people[row["actorid"].strip()] = Person(sex(row["sex"]), row.get("age"))
+        actor, years = row.get("actorid", "").strip(), row.get("age", "").strip()
+        person = Person(sex(row.get("sex", "")), years)
+        if actor and years.isdecimal() and person.sex in _SEXES.values():
+            people[actor] = person
         elif any(cells):
-            problems.add(file, number, "expected the columns ActorID, Age, Sex; one is empty or missing.")
+            problems.add(file, number, "expected ActorID, Age in years, and Sex (Female or Male). Left out.")
     return people

@@ -6,6 +6,8 @@ A hostile manifest may have a million bad rows; a list of a million problems hel
 from sottovoce.common.corpus.types import Problem
 
 MAX_PROBLEMS_LISTED = 1_000  # problems; the rest is counted
+# What Excel, LibreOffice or Google Sheets take for the start of a formula, and its full-width forms.
+FORMULA_STARTS = frozenset("=+-@\t\r\n＝＋－＠")
 MAX_SHOWN_CHARACTERS = 80  # of a value or a file name inside a message
 
 

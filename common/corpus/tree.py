@@ -27,6 +27,8 @@ MAX_LINE_BYTES = 65_536  # of one line of any manifest or side file
 MAX_TEXT_BYTES = 4_000_000_000  # of one manifest
 MAX_PATH_CHARACTERS = 4_096
 
+_LEFT_BY_SYSTEMS = ("__MACOSX", "@eaDir", "lost+found")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tree:
@@ -151,7 +153,7 @@ def _kind(entry: os.DirEntry[str], depth: int) -> str | None:
     """Returns "folder", "file", a sentence for what is odd, or None for what systems leave behind."""
     if entry.is_symlink():
         return "links are not followed"
-    if entry.name.startswith(".") or entry.name == "__MACOSX":
+    if entry.name.startswith(".") or entry.name in _LEFT_BY_SYSTEMS:
         return None  # .DS_Store, ._x.wav and the like: no corpus publishes hidden recordings
     if not is_text(entry.name):
         return "file names with line breaks, or that are not UTF-8, are left out"

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random
+import sys
 import time
 from pathlib import Path
 
@@ -87,6 +88,34 @@ def test_a_corpus_without_a_usable_row_is_an_error_that_shows_why(tmp_path: Path
         scan(tmp_path, name="x")
 
 
+def test_an_audformat_header_wins_over_emobox_and_file_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpora.ravdess(tmp_path, actors=(1,))
+    row = corpora.emobox_row("k", "ravdess", "Actor_01/03-01-01-01-01-01-01.wav", "Neutral")
+    corpora.write(tmp_path, "r.jsonl", row)
+    assert scan(tmp_path, name="x").adapter == "emobox"
+    corpora.write(tmp_path, "db.yaml", "name: x\n")
+    monkeypatch.setitem(sys.modules, "audformat", None)
+    with pytest.raises(CorpusError, match="this is an audformat database"):
+        scan(tmp_path, name="x")
+
+
+def test_a_side_file_that_is_no_metadata_does_not_stop_a_scan(tmp_path: Path) -> None:
+    corpora.ravdess(tmp_path, actors=(1,))
+    corpora.write(tmp_path, "transcripts.jsonl", '{"text": "' + "x" * 100_000 + '"}\n')
+    assert scan(tmp_path, name="x").adapter == "ravdess"
+
+
+def test_a_folder_that_a_spreadsheet_would_run_is_left_out(tmp_path: Path) -> None:
+    corpora.ravdess(tmp_path, actors=(1,))
+    (tmp_path / "Actor_01").rename(tmp_path / "=Actor_01")
+    corpora.ravdess(tmp_path, actors=(2,))
+    corpus = scan(tmp_path, name="x")
+    assert {u.speaker for u in corpus.utterances} == {"02"}
+    assert sum("begins as a formula does" in p.what for p in corpus.problems) == 60
+
+
 # --- the digest
 
 
@@ -108,7 +137,7 @@ def test_the_digest_is_the_same_on_every_machine() -> None:
 
 def test_the_digest_does_not_depend_on_order_or_folder() -> None:
     many = [utterance(f"{n}.wav", groups={"sex": "male", "age": "60+"}) for n in range(20)]
-    flipped = [dataclasses.replace(u, groups=dict(reversed(u.groups.items()))) for u in many]
+    flipped = [dataclasses.replace(u, groups=dict(reversed(list(u.groups.items())))) for u in many]
     random.Random(0).shuffle(flipped)
     assert corpus_of(*many).manifest_digest() == corpus_of(*flipped, root=Path("/b")).manifest_digest()
 

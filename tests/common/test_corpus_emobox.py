@@ -87,8 +87,15 @@ def test_a_dataset_whose_speakers_nobody_tells_is_an_error(tmp_path: Path) -> No
         scan(tmp_path, name="x")
 
 
+def test_of_many_described_datasets_the_one_whose_recordings_are_there_is_read(tmp_path: Path) -> None:
+    emodb(tmp_path)
+    corpora.write(tmp_path, "data/savee/savee.jsonl", emobox_row("a", "savee", "KL_a01.wav", "a"))
+    assert len(scan(tmp_path, name="x").utterances) == 2
+
+
 def test_two_datasets_in_one_folder_are_an_error(tmp_path: Path) -> None:
     emodb(tmp_path)
+    corpora.put(tmp_path, "KL_a01.wav")
     corpora.write(tmp_path, "data/savee/savee.jsonl", emobox_row("a", "savee", "KL_a01.wav", "a"))
     with pytest.raises(CorpusError, match="expected one dataset; came emodb, savee"):
         scan(tmp_path, name="x")

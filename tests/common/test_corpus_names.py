@@ -238,6 +238,25 @@ def test_meld_speakers_in_two_splits_are_told(tmp_path: Path) -> None:
     assert "is in two of the corpus's own splits" in whats(scan(tmp_path, name="x"))
 
 
+@pytest.mark.parametrize("speaker", ["=1+1", "", "a\u202eb"])
+def test_a_hostile_speaker_of_meld_is_told(speaker: str, tmp_path: Path) -> None:
+    corpora.meld(tmp_path)
+    row = f"1,Oh.,{speaker},anger,negative,0,0,1,1,0,0\n"
+    corpora.write(tmp_path, "dev_sent_emo.csv", corpora.MELD_HEADER + row)
+    corpus = scan(tmp_path, name="x")
+    assert "dev" not in {u.split for u in corpus.utterances}
+    assert any((p.file, p.row) == ("dev_sent_emo.csv", 2) for p in corpus.problems)
+
+
+@pytest.mark.parametrize("row", ["1001,=1+1,Male", "1001,51,=x", ",51,Male", "1001"])
+def test_a_hostile_row_of_crema_ds_side_file_is_told(row: str, tmp_path: Path) -> None:
+    corpora.crema_d(tmp_path)
+    corpora.write(tmp_path, "VideoDemographics.csv", f"ActorID,Age,Sex\n{row}\n1002,21,Female\n")
+    corpus = scan(tmp_path, name="x")
+    assert [(p.file, p.row) for p in corpus.problems] == [("VideoDemographics.csv", 2)]
+    assert {u.groups.get("sex") for u in corpus.utterances if u.speaker == "1001"} == {None}
+
+
 def test_meld_without_its_tables_is_an_error(tmp_path: Path) -> None:
     corpora.put(tmp_path, "train/dia0_utt0.wav")
     with pytest.raises(CorpusError, match="train_sent_emo"):
