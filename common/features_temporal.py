@@ -1,0 +1,152 @@
+"""Features of one frame's samples, on blocks of frames: rows are frames.
+
+Definitions are librosa 0.11's where librosa has the feature; the arithmetic is ours. Prediction is done in
+double precision (a nearly predictable frame needs it), the rest in float32.
+"""
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sottovoce.common.features_spectral import squared_magnitude
+
+TROUGH = 0.1  # YIN's threshold, librosa's default
+SILENCE_POWER = 1e-10  # a frame below it has no pitch
+FORMANT_LOW_HZ = 90.0
+FORMANT_MAX_BANDWIDTH_HZ = 500.0
+FORMANT_PRE_EMPHASIS = 0.97
+TINY = np.finfo(np.float64).tiny
+
+Block = npt.NDArray[np.float32]
+Frames = npt.NDArray[np.float64]
+Places = npt.NDArray[np.int64]
+
+
+def log_rms(frames: Frames, floor: np.float32) -> Block:
+    """Natural logarithm of the root mean square, not below `log(floor)`."""
+    rms: Frames = np.sqrt(np.vecdot(frames, frames) / frames.shape[1])
+    return np.log(np.maximum(rms, floor))[:, None].astype(np.float32)
+
+
+def lpc(frames: Frames, order: int) -> Frames:
+    """Linear prediction coefficients a_1 ... a_order by Burg's method (Marple 1980); a_0 = 1 is left out.
+
+    A frame of silence has all coefficients 0.
+    """
+    forward, backward = frames[:, 1:].copy(), frames[:, :-1].copy()
+    power = np.vecdot(forward, forward) + np.vecdot(backward, backward)
+    out = np.zeros((len(frames), order + 1))
+    out[:, 0] = 1
+    for step in range(order):
+        reflection = (-2 * np.vecdot(forward, backward) / (power + TINY))[:, None]
+        out[:, 1 : step + 2] += reflection * out[:, step::-1]
+        change = reflection * backward
+        backward += reflection * forward
+        forward += change
+        power = (1 - reflection[:, 0] ** 2) * power - backward[:, -1] ** 2 - forward[:, 0] ** 2
+        forward, backward = forward[:, 1:], backward[:, :-1]
+    return out[:, 1:]
+
+
+def lpcc(coefficients: Frames, n_lpcc: int) -> Frames:
+    """Cepstrum c_1 ... c_n of the linear predictor 1 / A(z)."""
+    n_rows, order = coefficients.shape
+    cepstrum = np.zeros((n_rows, n_lpcc))
+    for n in range(1, n_lpcc + 1):
+        if n <= order:
+            cepstrum[:, n - 1] = -coefficients[:, n - 1]
+        for k in range(max(1, n - order), n):
+            cepstrum[:, n - 1] -= (k / n) * cepstrum[:, k - 1] * coefficients[:, n - k - 1]
+    return cepstrum
+
+
+def formants(frames: Frames, sample_rate_hz: int, order: int, n_formants: int) -> Frames:
+    """The lowest resonances of the vocal tract in kHz: roots of the predictor. 0 where there are fewer.
+
+    The frame is pre-emphasised and Hamming-windowed; a root counts when it is above 90 Hz and narrower than
+    500 Hz.
+    """
+    emphasised = frames.copy()
+    emphasised[:, 1:] -= FORMANT_PRE_EMPHASIS * frames[:, :-1]
+    coefficients = lpc(emphasised * np.hamming(frames.shape[1]), order)
+    companion = np.zeros((len(frames), order, order))
+    companion[:, 0] = -coefficients
+    companion[:, 1:, :-1] = np.eye(order - 1)
+    roots = torch.linalg.eigvals(torch.from_numpy(companion)).numpy()
+    hertz = np.angle(roots) * (sample_rate_hz / (2 * math.pi))
+    bandwidth = -np.log(np.maximum(np.abs(roots), TINY)) * (sample_rate_hz / math.pi)
+    wanted = (hertz > FORMANT_LOW_HZ) & (bandwidth < FORMANT_MAX_BANDWIDTH_HZ) & (roots.imag > 0)
+    lowest = np.sort(np.where(wanted, hertz, np.inf), axis=1)[:, :n_formants] / 1000
+    return np.where(np.isinf(lowest), 0.0, lowest)
+
+
+def pitch(frames: Block, sample_rate_hz: int, low_hz: float, high_hz: float) -> Block:
+    """Natural logarithm of the fundamental frequency in Hz, and how periodic the frame is, 0 to 1.
+
+    YIN (de Cheveigne and Kawahara 2002) in librosa 0.11's form, whose difference function is made of the
+    whole frame's autocorrelation. The frequency is a guess even in a frame without pitch: look at the
+    periodicity, which is 1 less the normalised difference, and 0 in silence.
+    """
+    shortest, longest = period_range(frames.shape[1], sample_rate_hz, low_hz, high_hz)
+    difference, power = _normalised_difference(frames, shortest, longest)
+    chosen = np.where(power < SILENCE_POWER, 0, _first_trough(difference))  # else rounding would choose
+    period = shortest + chosen + _parabola(difference, chosen)
+    depth = difference[np.arange(len(chosen)), chosen]
+    periodicity = np.where(power < SILENCE_POWER, 0, np.clip(1 - depth, 0, 1))
+    return np.stack([np.log(sample_rate_hz / period), periodicity], axis=1).astype(np.float32)
+
+
+def period_range(window: int, sample_rate_hz: int, low_hz: float, high_hz: float) -> tuple[int, int]:
+    """Returns the shortest and the longest period looked at, in samples; at least three apart."""
+    longest = min(math.ceil(sample_rate_hz / max(low_hz, 1.0)), window - 1)
+    return min(max(1, math.floor(sample_rate_hz / max(high_hz, 1.0))), longest - 3), longest
+
+
+def _normalised_difference(frames: Block, shortest: int, longest: int) -> tuple[Block, Block]:
+    """Returns YIN's cumulative mean normalised difference, a column a lag, and each frame's mean square."""
+    n_rows, window = frames.shape
+    size = _fast_size(window + longest)
+    padded = np.zeros((n_rows, size), dtype=np.float32)
+    padded[:, :window] = frames
+    power = torch.from_numpy(squared_magnitude(torch.fft.rfft(torch.from_numpy(padded)).numpy()))
+    correlation = torch.fft.irfft(power, n=size)[:, : longest + 1].numpy()
+    energy = torch.from_numpy(np.square(frames[:, :longest])).cumsum(dim=1).numpy()
+    energy[:, 0] = 0  # librosa leaves the first sample out at lag 1, and only there
+    difference = 2 * (correlation[:, :1] - correlation[:, 1:]) - energy
+    mean = torch.from_numpy(difference).cumsum(dim=1).numpy()
+    mean /= np.arange(1, longest + 1, dtype=np.float32)
+    mean += np.finfo(np.float32).tiny
+    return difference[:, shortest - 1 :] / mean[:, shortest - 1 :], correlation[:, 0] / window
+
+
+@lru_cache
+def _fast_size(least: int) -> int:
+    """Returns the smallest even product of a power of two and 1, 3 or 5 that is at least `least`."""
+    sizes = (factor << shift for shift in range(1, 20) for factor in (1, 3, 5))
+    return min(size for size in sizes if size >= least)
+
+
+def _first_trough(difference: Block) -> Places:
+    """Returns the first local minimum below the threshold, else the (first) global minimum."""
+    troughs = np.empty(difference.shape, dtype=bool)
+    troughs[:, -1] = True
+    np.less_equal(difference[:, :-1], difference[:, 1:], out=troughs[:, :-1])
+    troughs[:, 1:] &= difference[:, 1:] < difference[:, :-1]
+    troughs[:, 0] = difference[:, 0] < difference[:, 1]  # librosa's rule for the ends
+    troughs &= difference < TROUGH
+    first = troughs.argmax(axis=1)
+    found = troughs[np.arange(len(first)), first]
+    chosen: Places = np.where(found, first, difference.argmin(axis=1))
+    return chosen
+
+
+def _parabola(values: Block, places: Places) -> Block:
+    """Returns where, within one step of `places`, a parabola through three neighbours has its vertex."""
+    inner, rows = np.clip(places, 1, values.shape[1] - 2), np.arange(len(places))
+    before, here, after = (values[rows, inner + step] for step in (-1, 0, 1))
+    bend, slope = after + before - 2 * here, (after - before) / 2
+    off = (places != inner) | (np.abs(slope) >= np.abs(bend))
+    return np.where(off, np.float32(0), -slope / np.where(off, np.float32(1), bend))
