@@ -6,13 +6,13 @@ Ages become bands: figures per group need groups with people in them, and a band
 ('female', '30-44', 'elderly', 'de')
 """
 
-import csv
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 from sottovoce.common.corpus.problems import Problems
+from sottovoce.common.corpus.table import cells_of
 from sottovoce.common.corpus.tree import Tree
 
 AGE_BANDS_YEARS = (18, 30, 45, 60)  # a band starts at each, and one before the first
@@ -77,7 +77,7 @@ def crema_d_people(tree: Tree, problems: Problems) -> Mapping[str, Person]:
     people: dict[str, Person] = {}
     header: list[str] = []
     for number, line in tree.lines(file):
-        cells = next(csv.reader([line.decode("utf-8-sig", "replace").replace("\0", "")]), [])
+        cells = cells_of(line.decode("utf-8-sig", "replace")) or []
         if not header:
             header = [cell.strip().lower() for cell in cells]
             continue
@@ -86,6 +86,6 @@ def crema_d_people(tree: Tree, problems: Problems) -> Mapping[str, Person]:
         person = Person(sex(row.get("sex", "")), years)
         if actor and years.isdecimal() and person.sex in _SEXES.values():
             people[actor] = person
-        elif any(cells):
+        elif line.strip():
             problems.add(file, number, "expected ActorID, Age in years, and Sex (Female or Male). Left out.")
     return people

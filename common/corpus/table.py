@@ -43,9 +43,9 @@ def records(
     for number, text in _csv_records(tree, file, problems, encoding):
         if header is None:
             delimiter = max(_DELIMITERS, key=text.count)
-            header = _header(file, next(csv.reader([text], delimiter=delimiter)), columns)
+            header = _header(file, cells_of(text, delimiter) or [], columns)
             continue
-        cells = _cells(text, delimiter)
+        cells = cells_of(text, delimiter)
         if cells is None or len(cells) > len(header):
             problems.add(file, number, f"expected {len(header)} cells; came more, or a torn row. Left out.")
         elif any(cells):
@@ -131,13 +131,17 @@ def _balanced(lines: list[str]) -> bool:
     return sum(line.count('"') for line in lines) % 2 == 0
 
 
-def _cells(text: str, delimiter: str) -> list[str] | None:
+def cells_of(text: str, delimiter: str = ",") -> list[str] | None:
+    """Returns the cells of one record; None for a torn one."""
     if '"' not in text:
         return text.split(delimiter)
+    # Not str.splitlines: it would also split at characters that are no line breaks in a CSV file.
+    lines = (line + "\n" for line in text.split("\n"))
     try:
-        return next(csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True), [])
+        rows = list(csv.reader(lines, delimiter=delimiter, strict=True))
     except csv.Error:
         return None
+    return rows[0] if len(rows) == 1 else None
 
 
 def _header(file: str, cells: list[str], columns: Sequence[str]) -> list[str]:

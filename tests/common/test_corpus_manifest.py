@@ -249,6 +249,20 @@ def test_rows_that_contradict_each_other_are_both_left_out(tmp_path: Path) -> No
     assert [u.key for u in corpus.utterances] == ["good.wav"]
 
 
+@pytest.mark.parametrize(
+    "row", ['a"b",calm,t', '"good.wav"x,calm,t', '"good.wav",calm\rx,t', 'good.wav,"c",t\ru,"v"']
+)
+def test_a_torn_row_is_told(row: str, tmp_path: Path) -> None:
+    assert only_problem(scan_rows(tmp_path, row)).row == 3
+
+
+def test_a_torn_header_is_an_error(tmp_path: Path) -> None:
+    corpora.put(tmp_path, "good.wav")
+    corpora.write(tmp_path, "manifest.csv", f'path,"label"x\ry,speaker\n{GOOD}\n')
+    with pytest.raises(CorpusError, match="row 1: expected the columns"):
+        scan(tmp_path, name="x")
+
+
 def test_an_open_quote_costs_a_few_rows_and_no_more(tmp_path: Path) -> None:
     corpora.put(tmp_path, *(f"{n}.wav" for n in range(30)))
     rows = [f"{n}.wav,calm,t" for n in range(30)]

@@ -248,7 +248,7 @@ def test_a_hostile_speaker_of_meld_is_told(speaker: str, tmp_path: Path) -> None
     assert any((p.file, p.row) == ("dev_sent_emo.csv", 2) for p in corpus.problems)
 
 
-@pytest.mark.parametrize("row", ["1001,=1+1,Male", "1001,51,=x", ",51,Male", "1001"])
+@pytest.mark.parametrize("row", ["1001,=1+1,Male", "1001,51,=x", ",51,Male", "1001", '1001,"51'])
 def test_a_hostile_row_of_crema_ds_side_file_is_told(row: str, tmp_path: Path) -> None:
     corpora.crema_d(tmp_path)
     corpora.write(tmp_path, "VideoDemographics.csv", f"ActorID,Age,Sex\n{row}\n1002,21,Female\n")
