@@ -18,8 +18,7 @@ FILES = ("audio/a.wav", "audio/b.wav", "audio/c.wav")
 def database(root: Path, *, storage: str = "csv", gold: bool = True, misc: bool = False) -> Any:
     """A small database in the shape of audformat's own tutorial on EMO-DB."""
     audformat = pytest.importorskip("audformat", reason=NEEDS_EXTRA)
-    import pandas
-
+    pandas = pytest.importorskip("pandas", reason=NEEDS_EXTRA)
     corpora.put(root, *FILES)
     db = audformat.Database("emo", source="internal", usage="unrestricted", languages=["deu"])
     facts = {3: {"gender": "male", "age": 31}, 8: {"gender": "female", "age": 34}}
