@@ -132,7 +132,7 @@ def _score(job: Job, study: Study, data: SiteData, outcome: Outcome) -> Iterator
     scored = _scored(job, study, data)
     if len(scored):
         model = _model(job, study, data)
-        model.load_state_dict({name: torch.from_numpy(array) for name, array in outcome.weights.items()})
+        model.load_state_dict({name: torch.tensor(array) for name, array in outcome.weights.items()})
         yield from _rows(job.cell, scored, log_probabilities(model, scored, job.execution.device))
 
 

@@ -11,18 +11,10 @@ Guarantees:
   - If this process dies, the processes it started die too.
 """
 
-import multiprocessing
-import os
 import shutil
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
-from multiprocessing.queues import Queue
 from pathlib import Path
-from queue import Empty
 
 from sottovoce.common import predictions, summary
 from sottovoce.common.errors import RunError
@@ -43,6 +35,7 @@ from sottovoce.common.summarise import summarise
 from sottovoce.server.report import write_report
 from sottovoce.server.rounds import Cell
 from sottovoce.simulations.cells import Job, arms_of, compute, n_rounds
+from sottovoce.simulations.pool import computed_at_once
 from sottovoce.simulations.prepare import lay_out, prepare
 from sottovoce.simulations.progress import OnEvent, Step, silent
 from sottovoce.simulations.run_folder import (
@@ -58,7 +51,6 @@ from sottovoce.simulations.run_folder import (
 )
 
 WORK = "work"  # a run's own copy of the features, by site; removed when the run is done
-POLL_SECONDS = 0.1
 
 
 def start_run(
@@ -202,71 +194,7 @@ def _computed(jobs: list[Job], study: Study, on_round: Callable[[RoundFacts], No
         for job in jobs:
             yield compute(job, study, on_round)
     else:
-        yield from _computed_at_once(jobs, workers, on_round)
-
-
-def _computed_at_once(
-    jobs: list[Job], workers: int, on_round: Callable[[RoundFacts], None]
-) -> Iterator[CellFacts]:
-    context = multiprocessing.get_context("spawn")  # torch and threads do not survive a fork
-    told: Queue[RoundFacts] = context.Queue()
-    pool = ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_begin_worker, initargs=(told, os.getpid())
-    )
-    try:
-        waiting = {pool.submit(_compute_in_worker, job) for job in jobs}
-        while waiting:
-            done, waiting = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)
-            for record in _drained(told):
-                on_round(record)
-            yield from map(_result, done)
-        for record in _drained(told):
-            on_round(record)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _result(future: Future[CellFacts]) -> CellFacts:
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        raise RunError(
-            "A worker process ended before its work was done; perhaps memory ran out. "
-            "Nothing is lost: go on with --resume, with fewer --workers."
-        ) from None
-
-
-def _drained(told: "Queue[RoundFacts]") -> Iterator[RoundFacts]:
-    while True:
-        try:
-            yield told.get_nowait()
-        except Empty:
-            return
-
-
-_told: "Queue[RoundFacts] | None" = None  # in a worker: where its rounds are told
-
-
-def _begin_worker(told: "Queue[RoundFacts]", parent: int) -> None:
-    global _told
-    import torch
-
-    torch.set_num_threads(1)
-    _told = told
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """Ends this process when its parent is gone: nobody may write to a run that another process goes on with."""
-    while os.getppid() == parent:
-        time.sleep(POLL_SECONDS)
-    os._exit(1)
-
-
-def _compute_in_worker(job: Job) -> CellFacts:
-    if _told is None:
-        raise RuntimeError("a worker began without its initializer")
-    return compute(job, load_study(job.study_file), _told.put)
+        yield from computed_at_once(jobs, workers, on_round)
 
 
 class _Book:

@@ -17,6 +17,7 @@ Guarantees:
 import multiprocessing
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from multiprocessing.connection import wait
 from time import monotonic
 from types import TracebackType
@@ -31,13 +32,12 @@ from sottovoce.common.flower import (
     Scalar,
     error_reply,
     has_expired,
+    load_app,
 )
 from sottovoce.simulations.engines.worker import Receiver, Sender, serve
 
 MAX_TRIES = 2
-# A worker may be sent its next task while it is at work only if that task surely fits the socket's buffer:
-# else both sides could wait for each other to read.
-PREFETCH_BYTES = 16_384
+EXPIRED = ErrorCode.MESSAGE_UNAVAILABLE
 EXPIRY_CHECK_SECONDS = 0.5
 CLOSE_SECONDS = 2.0
 
@@ -55,6 +55,13 @@ class ProcessGrid(LocalGrid):
         self._queue: deque[str] = deque()
         self._done: dict[str, Message] = {}
         self._workers = [_Worker(app_reference) for _ in range(max(1, min(workers, len(nodes))))]
+        try:
+            load_app(
+                app_reference
+            )  # while they start: an app that is none is told here, not by dying workers
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -62,6 +69,10 @@ class ProcessGrid(LocalGrid):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the workers."""
         for worker in self._workers:
             worker.close()
 
@@ -95,63 +106,61 @@ class ProcessGrid(LocalGrid):
             self._wait(min(left, EXPIRY_CHECK_SECONDS))
 
     def _wait(self, seconds: float) -> None:
-        by_connection = {worker.connection: worker for worker in self._workers if worker.tasks}
-        for connection in wait(list(by_connection), seconds):
-            self._read(by_connection[connection])  # type: ignore[index]
+        busy = {worker.connection: worker for worker in self._workers if worker.task}
+        for connection in wait(list(busy), seconds):
+            self._read(busy[connection])  # type: ignore[index]
+            self._dispatch()  # before anybody looks at the reply: the worker shall not wait
         for worker in self._workers:
-            if worker.tasks and has_expired(self._messages[worker.tasks[0]]):
-                self._replace(worker, late=True)
+            if worker.task and has_expired(self._messages[worker.task]):
+                self._fail(worker.task, "the site was at work when the deadline was over", EXPIRED)
+                self._replace(worker)
         self._dispatch()
 
     def _read(self, worker: "_Worker") -> None:
         try:
             reply, state = worker.receiver.receive()
         except (EOFError, OSError):
-            self._replace(worker, late=False)
+            self._lost(worker)
             return
-        key = worker.tasks.popleft()
+        key, worker.task = worker.task, ""
         if state is not None:
             self._contexts[self._messages[key].metadata.dst_node_id].state = state
         self._done[key] = reply
 
     def _dispatch(self) -> None:
-        """Hands out the queue in its order, to the workers with least to do first."""
-        for depth in (0, 1):
-            for worker in self._workers:
-                if self._queue and len(worker.tasks) == depth:
-                    self._hand(worker, self._queue[0])
+        """Hands out the queue, in its order, one task to a worker.
+
+        A second task would save the fraction of a millisecond that a worker waits for its next one, and would
+        wait in vain behind a site that hangs. It could also leave both sides waiting for each other to read.
+        """
+        for worker in self._workers:
+            while self._queue and not worker.task:
+                self._hand(worker, self._queue.popleft())
 
     def _hand(self, worker: "_Worker", key: str) -> None:
         message = self._messages[key]
         if has_expired(message):
-            self._queue.popleft()
-            self._fail(key, "the deadline was over", ErrorCode.MESSAGE_UNAVAILABLE)
+            self._fail(key, "the deadline was over", EXPIRED)
             return
-        frame = worker.sender.frame((message, self._contexts[message.metadata.dst_node_id]))
-        if worker.tasks and frame.n_bytes > PREFETCH_BYTES:
-            return
-        self._queue.popleft()
-        worker.tasks.append(key)
-        try:
-            worker.sender.send(frame)
-        except OSError:
-            self._replace(worker, late=False)
+        worker.task = key
+        context = self._contexts[message.metadata.dst_node_id]
+        # A worker that is gone is noticed when it is read from.
+        with suppress(OSError):
+            worker.sender.send(worker.sender.frame((message, context)))
 
-    def _replace(self, worker: "_Worker", *, late: bool) -> None:
-        """Puts a fresh worker in the place of one that died or is late, and its tasks back."""
-        worker.kill()
-        running, *waiting = worker.tasks
-        self._workers[self._workers.index(worker)] = _Worker(self._app_reference)
-        self._queue.extendleft(reversed(waiting))
-        self._tries[running] += 1
-        if late:
-            self._fail(
-                running, "the site was at work when the deadline was over", ErrorCode.MESSAGE_UNAVAILABLE
-            )
-        elif self._tries[running] >= MAX_TRIES:
-            self._fail(running, "the site's process ended twice", ErrorCode.CLIENT_APP_CRASHED)
+    def _lost(self, worker: "_Worker") -> None:
+        """Puts the task of a worker that died back, or gives it up."""
+        key = worker.task
+        self._tries[key] += 1
+        if self._tries[key] < MAX_TRIES:
+            self._queue.appendleft(key)
         else:
-            self._queue.appendleft(running)
+            self._fail(key, "the site's process ended twice", ErrorCode.CLIENT_APP_CRASHED)
+        self._replace(worker)
+
+    def _replace(self, worker: "_Worker") -> None:
+        worker.kill()
+        self._workers[self._workers.index(worker)] = _Worker(self._app_reference)
 
     def _fail(self, key: str, reason: str, code: int) -> None:
         self._done[key] = error_reply(self._messages[key], reason, code)
@@ -167,7 +176,7 @@ class ProcessGrid(LocalGrid):
 
 
 class _Worker:
-    """One process, with the keys of what it was sent and has not answered, in order."""
+    """One process, with the key of what it was sent and has not answered."""
 
     def __init__(self, app_reference: str) -> None:
         context = multiprocessing.get_context("spawn")  # fork would copy locks that other threads hold
@@ -176,7 +185,7 @@ class _Worker:
         self._process.start()
         theirs.close()  # so that the end of the process is the end of the connection
         self.sender, self.receiver = Sender(self.connection), Receiver(self.connection)
-        self.tasks: deque[str] = deque()
+        self.task = ""
 
     @property
     def process_id(self) -> int:
@@ -189,7 +198,7 @@ class _Worker:
 
     def close(self) -> None:
         """Lets an idle worker end by itself, and ends a busy one."""
-        if self.tasks:
+        if self.task:
             self.kill()
             return
         self.connection.close()

@@ -59,11 +59,6 @@ class Frame:
     def __init__(self, stream: bytes, arrays: list[memoryview], repeats: bool) -> None:
         self.stream, self.arrays, self.repeats = stream, arrays, repeats
 
-    @property
-    def n_bytes(self) -> int:
-        """Returns how much will cross."""
-        return len(self.stream) + (0 if self.repeats else sum(array.nbytes for array in self.arrays))
-
 
 class Receiver:
     """The other end."""

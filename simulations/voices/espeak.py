@@ -29,6 +29,7 @@ MAX_CHARACTERS = 2000
 _SYNCHRONOUS, _DO_NOT_EXIT = 2, 0x8000
 _RATE, _VOLUME = 1, 2
 _UTF8, _SSML = 1, 0x10
+_NOISE_SEED = 1
 _VOLUME_PERCENT = 50  # leaves headroom: the library clips
 _VOICE_REFUSED, _TEXT_REFUSED, _NO_ROOM, _NOT_LOADED = 3, 4, 5, 6
 _REASONS = {
@@ -140,6 +141,7 @@ class Library:
 
         callback = _Callback(keep)
         self._library.espeak_SetSynthCallback(callback)
+        self._library.espeak_ng_SetRandSeed(ctypes.c_long(_NOISE_SEED))  # it starts from the clock
         try:
             refused = self._set_voice(phrase)
         except OSError:

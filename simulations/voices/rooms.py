@@ -134,7 +134,8 @@ def _trembling(samples: Signal, shaping: Shaping) -> Signal:
     if shaping.tremor_depth == 0:
         return samples
     phase = np.arange(len(samples)) * (2 * math.pi * shaping.tremor_hz / LIBRARY_RATE_HZ)
-    return samples * (1 - shaping.tremor_depth * (0.5 + 0.5 * np.sin(phase)))
+    trembling: Signal = samples * (1 - shaping.tremor_depth * (0.5 + 0.5 * np.sin(phase)))
+    return trembling
 
 
 def _speech_level_dbfs(samples: Signal) -> float:
@@ -150,7 +151,8 @@ def _tilt(n: int, db_per_octave: float) -> Signal:
 @lru_cache(maxsize=64)
 def _octaves(n: int) -> Signal:
     """Returns each frequency's distance from the pivot; `n` takes few values, so they are kept."""
-    return np.log2(np.maximum(np.fft.rfftfreq(n, 1 / RATE_HZ), 100.0) / _TILT_PIVOT_HZ)
+    octaves: Signal = np.log2(np.maximum(np.fft.rfftfreq(n, 1 / RATE_HZ), 100.0) / _TILT_PIVOT_HZ)
+    return octaves
 
 
 @lru_cache(maxsize=64)
@@ -167,7 +169,8 @@ def _microphone(channel: Channel, n: int) -> Signal:
         response_db += peak.gain_db * np.exp(-0.5 * distance * distance)
     low = (channel.low_cut_hz / frequencies) ** 4
     high = (frequencies / channel.high_cut_hz) ** 8
-    return 10 ** (response_db / 20) / np.sqrt((1 + low) * (1 + high))
+    response: Signal = 10 ** (response_db / 20) / np.sqrt((1 + low) * (1 + high))
+    return response
 
 
 def _room(channel: Channel, n: int) -> Signal:

@@ -38,10 +38,9 @@ def serve(connection: Connection) -> None:
     library = Library()
     while True:
         try:
-            job = connection.recv()
-        except (EOFError, OSError):
+            connection.send(_answer(library, connection.recv()))
+        except (EOFError, OSError):  # the parent is gone or wants no more: an error while making is an answer
             return
-        connection.send(_answer(library, job))
 
 
 def _answer(library: Library, job: Job) -> tuple[str, Any]:
