@@ -1,7 +1,8 @@
 """FedAdam: Adam at the server, with the mean update in the place of the gradient.
 
 Reddi et al.: "Adaptive federated optimization", ICLR 2021, algorithm 2 (option FedAdam). No bias correction,
-as in the paper. Both moments start at zero, as in Flower; the paper lets v start at tau^2 or more.
+as in the paper; Flower 1.41 adds one whose exponent is one too high (`server_round + 1`, counting from 1). Both
+moments start at zero, as in Flower; the paper lets v start at tau^2 or more.
 """
 
 import numpy as np

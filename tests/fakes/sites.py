@@ -1,0 +1,58 @@
+"""Tiny sites on disk, and a study for them, so that the real client app has something to train on."""
+
+from pathlib import Path
+
+import numpy as np
+
+from sottovoce.common.dataset import Example, SiteData, StreamShape
+
+N_CLASSES, WIDTH = 3, 6
+STUDY = """
+format = 1
+name = "tiny"
+purpose = "research"
+corpora = [{{ name = "none" }}]
+labels = {{ classes = ["happy", "sad", "angry"] }}
+streams = [{{ name = "pooled", pooling = "statistics", parts = [{{ kind = "mfcc" }}] }}]
+normalisation = {{ scheme = "constants" }}
+model = {model}
+training = {training}
+federation = {{ n_sites = {n_sites}, rounds = {rounds}, partition = {{ kind = "speaker_blocks" }} }}
+privacy = {{ mode = "none" }}
+evaluation = {{ folds = {{ kind = "by_speaker", k = 2 }}, every_rounds = 2 }}
+"""
+MLP = '{ kind = "mlp", stream = "pooled", hidden = 5, dropout = 0.3 }'
+ADAM = '{ learning_rate = 0.05, optimiser = "adam", batch_size = 5, local_epochs = 2 }'
+
+
+def write_study(path: Path, *, n_sites: int, rounds: int = 3, model: str = MLP, training: str = ADAM) -> Path:
+    """Writes a study file."""
+    path.write_text(STUDY.format(n_sites=n_sites, rounds=rounds, model=model, training=training))
+    return path
+
+
+def write_sites(folder: Path, n_sites: int, *, n_examples: int = 12, width: int = WIDTH) -> dict[str, Path]:
+    """Writes sites of separable examples by four speakers each; returns their folders by name."""
+    return {
+        f"site-{number}": _write_site(folder / f"site-{number}", number, n_examples, width)
+        for number in range(1, n_sites + 1)
+    }
+
+
+def _write_site(folder: Path, number: int, n_examples: int, width: int) -> Path:
+    draw = np.random.default_rng(number)
+    centres = np.random.default_rng(0).normal(size=(N_CLASSES, width))
+    site = f"site-{number}"
+    shapes = {"pooled": StreamShape(width=width, n_frames=None)}
+    examples = [_example(f"{site}/{i}", i, centres, draw) for i in range(n_examples)]
+    SiteData.write(folder, site=site, shapes=shapes, examples=examples)
+    return folder
+
+
+def _example(key: str, index: int, centres: np.ndarray, draw: np.random.Generator) -> Example:
+    label = int(draw.integers(N_CLASSES))
+    features = (centres[label] + 0.5 * draw.normal(size=centres.shape[1])).astype(np.float32)
+    speaker = f"{key.split('/')[0]}-speaker-{index % 4}"
+    return Example(
+        key=key, label=label, speaker=speaker, patient=speaker, groups={}, features={"pooled": features}
+    )
