@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -82,10 +81,10 @@ def sottovoce(
 @pytest.fixture(scope="module")
 def run(
     environment: dict[str, str], study: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Path, str]]:
+) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("runs") / "whole"
     done = sottovoce(environment, "simulate", study, "--out", out, "--twins", "--workers", "1")
-    yield out, done.stdout
+    return out, done.stdout
 
 
 def weights(run: Path) -> dict[tuple[int, int, str], str | None]:
