@@ -106,9 +106,13 @@ class LazyArray(Array):
         """Returns the ndarray itself, for readers that neither change nor keep it."""
         return cast(NDArray, self.__dict__["_ndarray"])
 
-    def __reduce__(self) -> tuple[type["LazyArray"], tuple[NDArray]]:
+    def __reduce__(self) -> tuple[Callable[[NDArray], "LazyArray"], tuple[NDArray]]:
         # numpy pickles an ndarray as a block of its own under protocol 5, which `processes.py` sends once.
-        return LazyArray, (self.kept,)
+        return _lazy, (self.kept,)
+
+
+def _lazy(ndarray: NDArray) -> LazyArray:
+    return LazyArray(ndarray)  # pickle could not find the class itself, because of the next line
 
 
 # Flower writes the class's name into what it sends, and looks it up at the other end.
