@@ -169,6 +169,7 @@ def test_a_hostile_name_stays_a_name(name: str) -> None:
         corpora=(
             run_files.CorpusFacts(name=name, adapter=name, n_utterances=1, n_speakers=1, losses=(name,)),
         ),
+        sites=(run_files.SiteFacts(site=name, n_speakers=1, n_utterances=1, labels={name: 1}),),
         skipped=(run_files.Skipped(recording=name, reason=name),),
         cells=(run_files.CellFacts(seed=0, fold=0, arm=name, weights_sha256=name),),
     )
