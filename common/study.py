@@ -22,6 +22,7 @@ from sottovoce.common.labels import EMOTIONS
 from sottovoce.common.model_specs import Fusion, ModelSpec
 
 FORMAT = 1
+ACTED = EMOTIONS[:-1]  # what the embedded corpus can act: all but "other"
 MAX_STUDY_BYTES = 1_000_000  # a study is a page, not a corpus
 
 Share = Annotated[float, Interval(0.0, 1.0)]
@@ -325,6 +326,7 @@ def loads(text: str) -> Study:
 def combinations(study: Study) -> list[str]:
     """Returns what is wrong between keys that are right one by one."""
     return [
+        *_synthetic_problems(study),
         *_label_problems(study.labels),
         *_stream_problems(study),
         *_training_problems(study),
@@ -338,6 +340,23 @@ def _training_problems(study: Study) -> list[str]:
     if weights is None or len(weights) == n_classes:
         return []
     return [f"training.class_weights: expected {n_classes} weights, one for each class; came {len(weights)}."]
+
+
+def _synthetic_problems(study: Study) -> list[str]:
+    problems = []
+    for index, corpus in enumerate(study.corpora):
+        if corpus.synthetic is None:
+            continue
+        made, key = corpus.synthetic, f"corpora[{index}].synthetic"
+        if made.n_sites > made.n_speakers:
+            problems.append(
+                f"{key}.n_sites: expected at most n_speakers={made.n_speakers}; came {made.n_sites}."
+            )
+        unknown = set(made.emotions) - set(ACTED)
+        if unknown:
+            problems.append(f"{key}.emotions: expected some of {', '.join(ACTED)}; came {sorted(unknown)}.")
+        problems += [f"{key}.emotions: {name!r} is there twice." for name in sorted(_twice(made.emotions))]
+    return problems
 
 
 def _label_problems(labels: Labels) -> list[str]:

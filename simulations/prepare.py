@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sottovoce.common.config import canonical
 from sottovoce.common.corpus import Corpus, Utterance, scan
 from sottovoce.common.dataset import Array, Example, SiteData, clip_frames, normalise, pool, stream_shapes
 from sottovoce.common.errors import CorpusError
@@ -132,7 +131,10 @@ def _open(
 ) -> Corpus:
     folder = data.get(spec.name) or (data.get("") if len(study.corpora) == 1 else None)
     if folder is None and spec.synthetic is not None:
-        key = f"voices-{spec.synthetic.seed}-{spec.synthetic.n_speakers}-{_short_digest(spec.synthetic)}"
+        from sottovoce.simulations.voices.corpus import corpus_digest
+
+        # The generator's own digest: a later version of it makes its corpus beside this one.
+        key = f"voices-{corpus_digest(spec.synthetic)[:16]}"
         folder = synthesize_into(
             spec.synthetic, cache_folder() / "voices" / key, workers=workers, on_event=on_event
         )
@@ -161,12 +163,6 @@ def _check_data_names(study: Study, data: Mapping[str, Path]) -> None:
         raise CorpusError(
             f"--data: expected NAME=DIR with NAME one of {', '.join(sorted(names))}; came {shown}."
         )
-
-
-def _short_digest(spec: Synthetic) -> str:
-    import hashlib
-
-    return hashlib.sha256(canonical(spec).encode()).hexdigest()[:12]
 
 
 def _recordings(study: Study, corpus: Corpus, on_event: OnEvent) -> Iterator[Recording]:

@@ -89,20 +89,20 @@ class SpeakerSpread:
     """How speakers differ. The spreads of acting are in units of `Acting`; they decide how far a random
     split flatters: `habit` is the same in every take of a speaker, `take` changes with each."""
 
-    common: float = 1.0
-    habit: float = 0.7
-    take: float = 0.35
-    expressiveness_octaves: float = 0.35
+    common: float = 2.0
+    habit: float = 0.64
+    take: float = 0.55
+    expressiveness_octaves: float = 0.25
     pitch_hz: Mapping[str, float] = field(default_factory=lambda: {"female": 195.0, "male": 115.0})
-    pitch_semitones: float = 2.2
+    pitch_semitones: float = 1.5
     range_semitones: float = 5.0
     range_octaves: float = 0.3
     tract_percent: Mapping[str, float] = field(default_factory=lambda: {"female": 114.0, "male": 100.0})
-    tract_spread_percent: float = 4.0
+    tract_spread_percent: float = 3.0
     formant_spread_percent: float = 2.5
     rate_wpm: float = 205.0
     rate_octaves: float = 0.16
-    level_db: float = 3.0
+    level_db: float = 2.0
     brightness_db_per_octave: float = 1.0
     breath_level: float = 2.0
     age_years: tuple[int, int] = (18, 80)
@@ -113,10 +113,10 @@ class SiteSpread:
     """How sites differ: microphone, room, noise, and who comes there."""
 
     home_language_share: float = 0.75
-    gain_db: float = 3.0
+    gain_db: float = 2.0
     tilt_db_per_octave: float = 0.8
     peaks: int = 3
-    peak_db: float = 4.0
+    peak_db: float = 2.5
     low_cut_hz: tuple[float, float] = (40.0, 180.0)
     high_cut_hz: tuple[float, float] = (5000.0, 7900.0)
     reverb_seconds: tuple[float, float] = (0.12, 0.6)

@@ -60,9 +60,9 @@ def _write(path: Path, samples: np.ndarray) -> int:
     soundfile.write(flac, np.rint(samples * 32767).astype(np.int16), RATE_HZ, format="FLAC", subtype="PCM_16")
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    part.write_bytes(flac.getvalue())
+    size = part.write_bytes(flac.getvalue())
     os.replace(part, path)
-    return flac.tell()
+    return size
 
 
 def main(descriptor: int) -> None:
