@@ -104,6 +104,11 @@ class Decoder:
             self._child.kill()
             self._child = None
 
+    @property
+    def child_pid(self) -> int | None:
+        """The process id of the child, if there is one."""
+        return self._child.pid if self._child is not None else None
+
     def load(self, path: Path, start_seconds: float = 0.0, end_seconds: float | None = None) -> Waveform:
         """Decodes a recording, or a segment of it, and takes it through the study's audio stages.
 
@@ -239,6 +244,10 @@ class _Child:
         if kind != wire.READY:
             self.kill()
             raise SottovoceError("The audio decoder did not start: another program answered.")
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def alive(self) -> bool:

@@ -31,6 +31,7 @@ MAX_REASON_BYTES = 300
 BLOCK_FRAMES = 65_536
 MAX_RECORDING_SECONDS = 4 * 3600.0  # of which a segment may be cut
 MAX_OVERRUN_SECONDS = 0.1  # published segment tables are rounded
+MAX_CHUNKS = 1000
 MAX_TAIL_BYTES = 65_536  # tags and read-ahead behind the last frame of a FLAC
 UNKNOWN_FRAMES = 1 << 60  # libsndfile states 2^63 - 1 where the header states nothing
 PARENT_POLL_SECONDS = 2.0
@@ -111,6 +112,7 @@ def _decode(
     import soundfile
 
     try:
+        os.lseek(descriptor, 0, os.SEEK_SET)  # a child that died of it may have left its offset elsewhere
         wav_frames = _wav_frames(descriptor) if container == "WAV" else None
         file = soundfile.SoundFile(descriptor, closefd=False)
         with file:
@@ -137,6 +139,8 @@ def _check_header(file: Any, container: str) -> None:
         raise Refused(f"expected 1 or {MAX_CHANNELS} channels; came {file.channels}")
     if file.frames <= 0:
         raise Refused("expected at least one sample; came none")
+    if file.frames >= UNKNOWN_FRAMES:
+        raise Refused("its header states no length; re-encode it")
 
 
 def _range(file: Any, stated: int, start: float, end: float, most: float) -> tuple[int, int]:
@@ -144,8 +148,6 @@ def _range(file: Any, stated: int, start: float, end: float, most: float) -> tup
     rate = file.samplerate
     if math.isnan(end) and start == 0:
         limit = math.floor(most * rate)
-        if stated >= UNKNOWN_FRAMES:
-            return 0, limit + 1  # one more than allowed, which `_check_count` then sees
         if stated > limit:
             raise Refused(f"expected at most {most:g} s; the header states {stated / rate:.1f} s")
         return 0, stated
@@ -183,12 +185,6 @@ def _send_blocks(channel: socket.socket, file: Any, count: int) -> int:
 def _check_count(
     file: Any, descriptor: int, container: str, came: int, count: int, stated: int | None
 ) -> None:
-    if stated is not None and stated >= UNKNOWN_FRAMES:
-        if came == count:
-            raise Refused(f"expected at most {(count - 1) / file.samplerate:g} s; more came")
-        if came == 0:
-            raise Refused("expected at least one sample; came none")
-        return
     if came != count:
         raise Refused(f"the header states {count} samples, {came} came: the file is cut or its header lies")
     # A body longer than the header states is not decoded, so it costs nothing; but one of the two is wrong.
@@ -208,7 +204,7 @@ def _wav_frames(descriptor: int) -> int | None:
     if stated > size + 1:  # some writers count the padding byte of an odd last chunk that they left out
         raise Refused(f"the header states {stated} bytes, the file has {size}: it is cut or its header lies")
     offset, frame_bytes = 12, None
-    while True:
+    for _ in range(MAX_CHUNKS):
         name, length = struct.unpack("<4sI", _pread(descriptor, 8, offset))
         offset += 8
         if name == b"data":
@@ -217,6 +213,8 @@ def _wav_frames(descriptor: int) -> int | None:
             coding, _, _, _, block_align, _ = struct.unpack("<HHIIHH", _pread(descriptor, 16, offset))
             frame_bytes = block_align if coding in (1, 3, 6, 7, 0xFFFE) else None  # PCM, float, A- and mu-law
         offset += length + (length & 1)
+    else:
+        raise Refused(f"expected its samples within {MAX_CHUNKS} chunks")
     if offset + length > size:
         raise Refused(
             f"the header states {length} bytes of samples, {size - offset} came: "
