@@ -4,9 +4,9 @@ The folder is made under the name `NAME.partial` and renamed when it is whole. A
 returns at once; a call after an interruption keeps the recordings that are already there.
 
 Guarantees:
-  - The same specification gives the same bytes in every file, for any number of workers and after any
-    interruption: on one machine with the same wheels. Another processor may differ by the last bit of a
-    sample; the manifest is the same everywhere.
+  - The same specification gives the same bytes in every file, for any number of workers and after the
+    process was ended at any moment: on one machine with the same wheels. Another processor may differ by
+    the last bit of a sample; the manifest is the same everywhere.
   - A folder with `corpus.json` under its final name is whole.
   - A folder that this function did not make is never written to, and none is ever deleted.
 """
@@ -20,7 +20,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from queue import SimpleQueue
@@ -37,7 +37,17 @@ from sottovoce.simulations.voices.synthesiser import Synthesiser
 
 COLUMNS = ("path", "label", "speaker", "patient", "sex", "age", "language", "site")
 MAX_WORKERS = 256
+_SHARE_ENDED = -1  # among the sizes of recordings
 Progress = Callable[[int, int], None]  # recordings made, recordings in all
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Order:
+    """What every recording of one corpus has in common."""
+
+    folder: Path
+    seed: int
+    parameters: Parameters
 
 
 def synthesize(
@@ -141,7 +151,8 @@ def _fill(
     folder = partial / identity[:16]  # recordings kept from a run with other settings would be wrong
     folder.mkdir(parents=True, exist_ok=True)
     cast = list(speakers(spec, parameters))
-    n_bytes = _speak_all(folder, cast, spec.seed, workers, progress, parameters)
+    order = _Order(folder=folder, seed=spec.seed, parameters=parameters)
+    n_bytes = _speak_all(order, cast, workers, progress)
     rows = [_row(recording) for speaker in cast for recording in recordings(speaker, spec.seed, parameters)]
     _write_durably(folder / "manifest.csv", _csv(sorted(rows)))
     about = {
@@ -160,43 +171,22 @@ def _fill(
     return folder
 
 
-def _speak_all(
-    folder: Path,
-    cast: list[Speaker],
-    seed: int,
-    workers: int,
-    progress: Progress | None,
-    parameters: Parameters,
-) -> int:
-    """Makes the missing recordings of all speakers; returns the size of all. A speaker is one task."""
+def _speak_all(order: _Order, cast: list[Speaker], workers: int, progress: Progress | None) -> int:
+    """Makes the missing recordings of all speakers; returns the size of all. Each worker has a share."""
     total = sum(sum(speaker.counts.values()) for speaker in cast)
-    made: SimpleQueue[int] = SimpleQueue()
+    sizes: SimpleQueue[int] = SimpleQueue()
     stop = Event()
-
-    def speak(share: int) -> None:
-        try:
-            with Synthesiser() as synthesiser:
-                for speaker in cast[share::workers]:
-                    for recording in recordings(speaker, seed, parameters):
-                        if stop.is_set():
-                            return
-                        made.put(_speak(synthesiser, folder, recording, seed, parameters))
-        except SynthesisError as error:
-            stop.set()
-            raise CorpusError(
-                f"The embedded corpus cannot be spoken to {folder.parents[1]}: {error}"
-            ) from None
-        finally:
-            made.put(-1)
-
+    n_running = min(workers, len(cast))
     n_bytes = n_made = 0
-    with ThreadPoolExecutor(workers) as pool:
-        shares = [pool.submit(speak, share) for share in range(workers)]
+    with ThreadPoolExecutor(n_running) as pool:
+        shares = [
+            pool.submit(_speak_share, order, cast[first::n_running], sizes, stop)
+            for first in range(n_running)
+        ]
         try:
-            n_running = workers
             while n_running:
-                size = made.get()
-                if size < 0:
+                size = sizes.get()
+                if size == _SHARE_ENDED:
                     n_running -= 1
                     continue
                 n_bytes, n_made = n_bytes + size, n_made + 1
@@ -209,10 +199,26 @@ def _speak_all(
     return n_bytes
 
 
-def _speak(
-    synthesiser: Synthesiser, folder: Path, recording: Recording, seed: int, parameters: Parameters
-) -> int:
-    path = folder / recording.path
+def _speak_share(order: _Order, share: list[Speaker], sizes: SimpleQueue[int], stop: Event) -> None:
+    try:
+        with Synthesiser() as synthesiser:
+            for speaker in share:
+                for recording in recordings(speaker, order.seed, order.parameters):
+                    if stop.is_set():
+                        return
+                    sizes.put(_speak(synthesiser, order, recording))
+    except SynthesisError as error:
+        stop.set()
+        raise CorpusError(
+            f"The embedded corpus could not be made: {str(error).rstrip('.')}. "
+            "Mend this and run again: finished recordings are kept."
+        ) from None
+    finally:
+        sizes.put(_SHARE_ENDED)
+
+
+def _speak(synthesiser: Synthesiser, order: _Order, recording: Recording) -> int:
+    path = order.folder / recording.path
     if path.exists():  # whole, since it was renamed into place
         return path.stat().st_size
     work = job(
@@ -221,8 +227,8 @@ def _speak(
         recording.emotion,
         take=recording.take,
         channel=recording.speaker.site.channel,
-        recording=draw_take(seed, recording.path, parameters),
-        parameters=parameters,
+        recording=draw_take(order.seed, recording.path, order.parameters),
+        parameters=order.parameters,
     )
     return int(synthesiser.make(replace(work, path=path)))
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from sottovoce.common.config import canonical
 from sottovoce.simulations.voices.sentences import SENTENCES
 
-PARAMETERS_SHA256 = "to be frozen"
+PARAMETERS_SHA256 = "0d3c7f705e1f43831d4e4dc64419ee7c9970491a1993bef7d7e92746c1a0257f"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class SpeakerSpread:
 
     common: float = 2.0
     habit: float = 0.64
-    take: float = 0.55
+    take: float = 0.5
     expressiveness_octaves: float = 0.25
     pitch_hz: Mapping[str, float] = field(default_factory=lambda: {"female": 195.0, "male": 115.0})
     pitch_semitones: float = 1.5

@@ -11,9 +11,11 @@ import sys
 import time
 from collections import Counter, defaultdict
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sottovoce.common import study
@@ -25,8 +27,9 @@ from sottovoce.simulations.voices.parameters import PARAMETERS, PARAMETERS_SHA25
 from sottovoce.simulations.voices.plan import Speaker, recordings, speakers
 
 SMALL = Synthetic(n_speakers=12, utterances_per_emotion=1, emotions=("neutral", "angry"), n_sites=3, seed=5)
-# What the frozen parameters make of SMALL, without the last bits of the sound: names, words and lengths.
-SAMPLE_SHA256 = "to be frozen"
+VECTORS = Path(__file__).parents[1] / "vectors"
+# What the frozen parameters make of SMALL, without the last bits of the sound: names, groups and lengths.
+SAMPLE_SHA256 = "1b4b55eb9698b99179ba47880e6a441f97f7b676d27c8b3da835854b6bd52d99"
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +49,15 @@ def contents(folder: Path) -> dict[str, str]:
 def rows(folder: Path) -> list[dict[str, str]]:
     with (folder / "manifest.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def band_levels(path: Path) -> list[float]:
+    import soundfile
+
+    samples, _rate = soundfile.read(str(path))
+    power = np.abs(np.fft.rfft(samples)) ** 2 / len(samples) ** 2
+    edges = np.searchsorted(np.fft.rfftfreq(len(samples), 1 / 16_000), [0, 1000, 3000, 8000])
+    return [float(10 * np.log10(power[a:b].sum())) for a, b in pairwise(edges)]
 
 
 def children() -> set[str]:
@@ -73,6 +85,15 @@ def test_the_frozen_parameters_still_make_the_same_sample(made: Path) -> None:
     lengths = [soundfile.info(str(made / row["path"])).frames for row in rows(made)]
     found = hashlib.sha256(json.dumps([sample, lengths]).encode()).hexdigest()
     assert found == SAMPLE_SHA256, "The code draws or speaks something else than when it was frozen."
+
+
+def test_the_frozen_parameters_still_sound_the_same(made: Path) -> None:
+    """The levels of three bands of each recording, in dBFS: loose enough for another processor's rounding."""
+    frozen = json.loads((VECTORS / "voices_sample.json").read_text())
+    found = {row["path"]: band_levels(made / row["path"]) for row in rows(made)}
+    assert found.keys() == frozen.keys()
+    for path, levels in frozen.items():
+        assert found[path] == pytest.approx(levels, abs=0.05), path
 
 
 def test_the_manifest_states_what_is_in_the_folder(made: Path) -> None:
@@ -230,7 +251,7 @@ def test_a_speech_library_that_fails_is_one_clear_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(CorpusError, match="cannot be spoken"):
+    with pytest.raises(CorpusError, match="could not be made"):
         synthesize(SMALL, tmp_path / "c", workers=2)
     assert not (tmp_path / "c").exists()
 
