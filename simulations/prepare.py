@@ -71,7 +71,10 @@ def prepare(study: Study, data: Mapping[str, Path], *, workers: int, on_event: O
     recordings = [item for corpus in corpora for item in _recordings(study, corpus, on_event)]
     kept, features, skipped = _features(study, recordings, workers, on_event)
     _check_enough(study, kept)
-    facts = tuple(_corpus_facts(corpus) for corpus in corpora)
+    facts = tuple(
+        _corpus_facts(corpus, synthetic=_folder(spec, study, data) is None)
+        for spec, corpus in zip(study.corpora, corpora, strict=True)
+    )
     return Prepared(recordings=tuple(kept), features=tuple(features), corpora=facts, skipped=tuple(skipped))
 
 
@@ -129,7 +132,7 @@ def describe_features(study: Study, prepared: Prepared) -> dict[str, Any]:
 def _open(
     spec: CorpusSpec, data: Mapping[str, Path], study: Study, workers: int, on_event: OnEvent
 ) -> Corpus:
-    folder = data.get(spec.name) or (data.get("") if len(study.corpora) == 1 else None)
+    folder = _folder(spec, study, data)
     if folder is None and spec.synthetic is not None:
         from sottovoce.simulations.voices.corpus import corpus_digest
 
@@ -153,6 +156,10 @@ def _open(
             "Use the corpus that the study was written for."
         )
     return corpus
+
+
+def _folder(spec: CorpusSpec, study: Study, data: Mapping[str, Path]) -> Path | None:
+    return data.get(spec.name) or (data.get("") if len(study.corpora) == 1 else None)
 
 
 def _check_data_names(study: Study, data: Mapping[str, Path]) -> None:
@@ -257,7 +264,7 @@ def _example(item: Recording, features: Mapping[str, Array]) -> Example:
     )
 
 
-def _corpus_facts(corpus: Corpus) -> CorpusFacts:
+def _corpus_facts(corpus: Corpus, *, synthetic: bool) -> CorpusFacts:
     return CorpusFacts(
         name=corpus.name,
         adapter=corpus.adapter,
@@ -265,6 +272,7 @@ def _corpus_facts(corpus: Corpus) -> CorpusFacts:
         n_speakers=len({item.speaker for item in corpus.utterances}),
         manifest_sha256=corpus.manifest_digest(),
         losses=corpus.losses,
+        synthetic=synthetic,
     )
 
 

@@ -106,7 +106,7 @@ def curves(
     ticks = nice_ticks(0.0 if shares else min(values), max(values))
     last = max(x for line in lines for x, _ in line.points)
     width, height = 460.0, 264.0
-    x = Scale(low=0.0, high=max(last, 1.0), start=44, end=width - 84)
+    x = Scale(low=0.0, high=max(last, 1.0), start=44, end=width - 112)
     y = Scale(low=ticks[0], high=ticks[-1], start=height - 40, end=22)
     parts = [tag("title", title), tag("desc", description), tag("text", y_label, class_="label", x=4, y=11)]
     for tick in ticks:
@@ -205,7 +205,7 @@ def _mark(css: str, x: float, y: float) -> Markup:
 
 
 def _short(name: str) -> str:
-    shown = show_name(name)
+    shown = show_name(name).replace(" (random split, leaks)", ", leaks")
     return shown if len(shown) <= 14 else shown[:13] + "…"
 
 

@@ -120,30 +120,36 @@ def loss_lines(rounds: Iterable[RoundFacts]) -> list[draw.Line]:
     losses: dict[tuple[str, int], list[float]] = {}
     for facts in rounds:
         if facts.loss is not None:
-            losses.setdefault((facts.arm, facts.round), []).append(facts.loss)
+            losses.setdefault((_curve(facts), facts.round), []).append(facts.loss)
     return _lines({key: sum(values) / len(values) for key, values in losses.items()})
 
 
 def uar_lines(rounds: Sequence[RoundFacts]) -> list[draw.Line]:
     """Returns UAR on the withheld speakers: folds pooled, mean over seeds, for rounds that all models scored."""
-    cells: dict[str, set[tuple[int, int]]] = {}
+    cells: dict[str, set[tuple[int, int, str]]] = {}
     pooled: dict[
-        tuple[str, int], dict[tuple[int, int], np.ndarray[tuple[int, int], np.dtype[np.float64]]]
+        tuple[str, int], dict[tuple[int, int, str], np.ndarray[tuple[int, int], np.dtype[np.float64]]]
     ] = {}
     for facts in rounds:
-        cells.setdefault(facts.arm, set()).add((facts.seed, facts.fold))
+        model = (facts.seed, facts.fold, facts.arm)
+        cells.setdefault(_curve(facts), set()).add(model)
         table = np.array(facts.confusion or (), dtype=np.float64)
         if table.ndim == 2 and table.shape[0] == table.shape[1]:
-            pooled.setdefault((facts.arm, facts.round), {})[facts.seed, facts.fold] = table
+            pooled.setdefault((_curve(facts), facts.round), {})[model] = table
     values = {}
     for (arm, at), tables in pooled.items():
         if tables.keys() == cells[arm] and len({table.shape for table in tables.values()}) == 1:
-            seeds = sorted({seed for seed, _ in tables})
-            sums = [sum(table for (seed, _), table in tables.items() if seed == wanted) for wanted in seeds]
+            seeds = sorted({seed for seed, _, _ in tables})
+            sums = [sum(table for (seed, *_), table in tables.items() if seed == wanted) for wanted in seeds]
             uar = float(np.mean(metrics.uars(np.array(sums))))
             if np.isfinite(uar):
                 values[arm, at] = uar
     return _lines(values)
+
+
+def _curve(facts: RoundFacts) -> str:
+    """Returns the arm that a record is drawn with: sites that train alone, `local@NAME`, are one curve."""
+    return facts.arm.partition("@")[0]
 
 
 def _lines(values: dict[tuple[str, int], float]) -> list[draw.Line]:
