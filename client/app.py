@@ -35,6 +35,7 @@ from sottovoce.common.study import Study
 from sottovoce.common.weights import from_state_dict
 
 CACHE_BYTES = 64_000_000  # of mapped features: they count as this process's memory while they are mapped
+CACHE_SITES = 200  # each holds a file descriptor, of which a process has about a thousand
 
 app = ClientApp()
 
@@ -183,13 +184,17 @@ _sites: OrderedDict[Path, SiteData] = OrderedDict()
 
 
 def _opened(folder: Path) -> SiteData:
-    """Opens a site, or takes it from those used last, of which at most `CACHE_BYTES` are kept."""
+    """Opens a site, or takes it from those used last, of which a bounded number is kept."""
     if (found := _sites.get(folder)) is None:
         found = _sites[folder] = SiteData.open(folder)
-        while len(_sites) > 1 and sum(map(_mapped_bytes, _sites.values())) > CACHE_BYTES:
+        while len(_sites) > 1 and not _fits():
             _sites.popitem(last=False)
     _sites.move_to_end(folder)
     return found
+
+
+def _fits() -> bool:
+    return len(_sites) <= CACHE_SITES and sum(map(_mapped_bytes, _sites.values())) <= CACHE_BYTES
 
 
 def _mapped_bytes(data: SiteData) -> int:

@@ -294,8 +294,7 @@ class LocalGrid(Grid):
 
     def __init__(self, nodes: Sequence[Node], run_config: Mapping[str, Scalar]) -> None:
         self.sites = {number: node.site for number, node in enumerate(nodes, start=1)}
-        _adopt_task_identity()
-        self._run = Run.create_empty(run_id=TaskIdentity.run_id)
+        self._run = Run.create_empty(run_id=adopt_task_identity().run_id)
         self._contexts = {
             number: Context(self._run.run_id, number, dict(node.config), RecordDict(), dict(run_config))
             for number, node in enumerate(nodes, start=1)
@@ -410,13 +409,14 @@ def load_app(reference: str) -> ClientApp:
     return app
 
 
-def _adopt_task_identity() -> None:
+def adopt_task_identity() -> type[TaskIdentity]:
     """Gives this process the identity that Flower's `Message` asks for, unless a Flower run gave it one."""
     for name, value in {"task_id": 1, "run_id": 1, "node_id": SUPERLINK_NODE_ID}.items():
         try:
             getattr(TaskIdentity, name)
         except RuntimeError:
             setattr(TaskIdentity, name, value)
+    return TaskIdentity
 
 
 __all__ = [

@@ -2,6 +2,7 @@
 
 import multiprocessing
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -237,3 +238,19 @@ def test_a_partition_that_is_not_there_is_an_error(sites: dict[str, Path], numbe
     )
     (reply,) = grid.send_and_receive([Message(RecordDict(), 1, "query")])
     assert "Expected a partition-id below 4" in (reply.error.reason or "")
+
+
+def test_without_ray_there_is_one_error_that_names_the_extra(
+    sites: dict[str, Path], study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sottovoce.simulations.engines import ray
+
+    monkeypatch.setattr(ray, "find_spec", lambda name: None)
+    with pytest.raises(RunError, match="extra 'ray'"):
+        federate(Execution(engine="ray"), sites, study_file)
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="the extra `ray` is not installed")
+def test_flowers_ray_backend_gives_the_same_bits(sites: dict[str, Path], study_file: Path) -> None:
+    on_ray = federate(Execution(engine="ray", workers=2), sites, study_file)
+    assert on_ray.digest == federate(Execution(), sites, study_file).digest
