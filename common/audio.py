@@ -23,6 +23,7 @@ Guarantees:
 soundfile (libsndfile) is imported by the child only.
 """
 
+import hashlib
 import math
 import os
 import signal
@@ -148,6 +149,21 @@ class Decoder:
             self.close()
             self._child = _Child(self._limits)
         return self._child.decode(descriptor, container, start, end, self._spec.max_seconds)
+
+
+def digest(path: Path, limits: Limits | None = None) -> str:
+    """Returns the SHA-256 of a recording's bytes, as 64 hexadecimal digits.
+
+    Raises:
+        AudioError: it is no regular file, is empty, too large or cannot be read.
+    """
+    try:
+        with os.fdopen(_open(path, (limits or Limits()).file_bytes), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except _Unacceptable as problem:
+        raise AudioError(f"{printable(path)}: {problem}.") from None
+    except OSError as error:
+        raise AudioError(f"{printable(path)}: it cannot be read ({error.strerror}).") from None
 
 
 def printable(path: Path) -> str:
