@@ -32,7 +32,7 @@ from sottovoce.common.streams import stream
 from sottovoce.common.study import Study, Training
 from sottovoce.server.exchange import Call, Collected, Evaluated, Share
 
-CHUNK = 25  # sites at once: so many stacked weights and inputs stay in the processor's cache
+CHUNK = 50  # sites at once: so many stacked weights and inputs stay in the processor's cache
 ROWS_AT_ONCE = 4096  # in evaluation
 HIDDEN_WEIGHT, HIDDEN_BIAS = "encoder.hidden.weight", "encoder.hidden.bias"
 HEAD_WEIGHT, HEAD_BIAS = "head.weight", "head.bias"
@@ -105,7 +105,7 @@ class CohortExchange:
         ]
         collected = Collected(total=np.zeros(call.layout.size))
         # Sites of one size stand together, so that nothing is padded where all are alike.
-        plans.sort(key=lambda plan: (plan.n_steps, plan.n_examples, plan.share.site))
+        plans.sort(key=lambda plan: (len(plan.rows), plan.share.site))
         start = {
             name: torch.from_numpy(np.array(a)) for name, a in call.layout.unflatten(call.weights).items()
         }
@@ -136,7 +136,7 @@ class CohortExchange:
         stack = {name: tensor.repeat(len(plans), *[1] * tensor.dim()) for name, tensor in start.items()}
         losses = torch.zeros(len(plans))
         for step in _steps(plans):
-            inputs = self._features[step.rows.view(-1)].view(*step.rows.shape, -1)
+            inputs = self._features.index_select(0, step.rows.view(-1)).view(*step.rows.shape, -1)
             labels = self._labels[step.rows]
             losses += _descend(stack, start, inputs, labels, step, call, self._study.training)
         _add(stack, start, losses, plans, call, collected)
@@ -162,18 +162,11 @@ class CohortExchange:
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """One site's round: the rows of each of its steps, in the order that `client/train.py` would take."""
+    """One site's round: the rows it takes, in the order that `client/train.py` would, and how many a step."""
 
     share: Share
-    batches: tuple[Rows, ...]
-
-    @property
-    def n_steps(self) -> int:
-        return len(self.batches)
-
-    @property
-    def n_examples(self) -> int:
-        return sum(map(len, self.batches))
+    rows: Rows
+    sizes: Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,31 +176,36 @@ class _Step:
     rows: Tensor
     counts: Tensor  # (sites, batch), 1 or 0
     sizes: Tensor  # (sites,), how many count
-    learns: Tensor  # (sites,), 1 or 0
 
 
 def _plan(spec: Training, call: Call, share: Share, rows: Rows, site: str) -> _Plan:
     if not len(rows):
-        return _Plan(share=share, batches=())
-    orders = epochs(len(rows), spec, stream(call.seed, "epoch order", site, call.round))
-    return _Plan(share=share, batches=tuple(rows[order] for order in orders))
+        return _Plan(share=share, rows=rows, sizes=np.zeros(0, np.int64))
+    orders = list(epochs(len(rows), spec, stream(call.seed, "epoch order", site, call.round)))
+    return _Plan(share=share, rows=rows[np.concatenate(orders)], sizes=np.asarray([len(o) for o in orders]))
 
 
 def _steps(plans: Sequence[_Plan]) -> Iterator[_Step]:
     """Puts the steps of several sites side by side, padded to the longest batch and the longest round."""
-    for number in range(max(plan.n_steps for plan in plans)):
-        batches = [plan.batches[number] if number < plan.n_steps else np.zeros(0, np.int64) for plan in plans]
-        sizes = np.asarray([len(batch) for batch in batches])
-        rows = np.zeros((len(plans), sizes.max()), np.int64)
-        for place, batch in zip(rows, batches, strict=True):
-            place[: len(batch)] = batch
-        counts = np.arange(rows.shape[1])[None, :] < sizes[:, None]
+    sizes = _padded([plan.sizes for plan in plans])
+    rows = _padded([plan.rows for plan in plans])
+    starts = np.cumsum(sizes, axis=1) - sizes
+    for number in range(sizes.shape[1]):
+        own = sizes[:, number]
+        places = np.arange(own.max())[None, :]
+        columns = np.minimum(starts[:, number, None] + places, rows.shape[1] - 1)
         yield _Step(
-            rows=torch.from_numpy(rows),
-            counts=torch.from_numpy(counts.astype(np.float32)),
-            sizes=torch.from_numpy(sizes),
-            learns=torch.from_numpy((sizes > 0).astype(np.float32)),
+            rows=torch.from_numpy(np.take_along_axis(rows, columns, axis=1)),
+            counts=torch.from_numpy((places < own[:, None]).astype(np.float32)),
+            sizes=torch.from_numpy(own),
         )
+
+
+def _padded(lists: Sequence[Rows]) -> Rows:
+    table = np.zeros((len(lists), max(map(len, lists))), np.int64)
+    for place, values in zip(table, lists, strict=True):
+        place[: len(values)] = values
+    return table
 
 
 # --- the gradients --------------------------------------------------------------------------------------
@@ -267,7 +265,7 @@ def _pull(stack: Stack, start: Stack, step: _Step, rate: float, decay: float, mu
     if not decay and not mu:
         return
     for name, weights in stack.items():
-        learns = (rate * step.learns).view(-1, *[1] * (weights.dim() - 1))
+        learns = rate * (step.sizes > 0).view(-1, *[1] * (weights.dim() - 1))
         pull = decay * weights
         if mu:
             pull = pull + mu * (weights - start[name])
@@ -296,7 +294,7 @@ def _add(
         shares[index] = plan.share.weight
         collected.sites.append(site)
         collected.weight += plan.share.weight
-        collected.loss += plan.share.weight * float(losses[index]) / max(plan.n_examples, 1)
-        collected.n_examples += plan.n_examples
+        collected.loss += plan.share.weight * float(losses[index]) / max(len(plan.rows), 1)
+        collected.n_examples += len(plan.rows)
     for name, _, span in call.layout.spans():
         collected.total[span] += (shares @ stack[name].flatten(1)).double().numpy()
