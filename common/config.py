@@ -20,6 +20,7 @@ dataclasses, and unions of dataclasses told apart by their first field, `kind: L
 """
 
 import dataclasses
+import functools
 import json
 import math
 import types
@@ -81,7 +82,7 @@ def _dataclass(cls: Any, table: object, path: str, problems: list[str]) -> Any:
     if not isinstance(table, Mapping):
         problems.append(f"{path or 'the file'}: expected a table; came {_show(table)}.")
         return _BAD
-    hints = get_type_hints(cls, include_extras=True)
+    hints = _hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     prefix = f"{path}." if path else ""
     before = len(problems)
@@ -155,13 +156,23 @@ def _union(hint: Any, value: object, path: str, problems: list[str]) -> Any:
         return None
     if len(members) == 1:
         return _value(members[0], value, path, problems)
-    kinds = {get_args(get_type_hints(member)["kind"])[0]: member for member in members}
+    kinds = _kinds(tuple(members))
     kind = value.get("kind") if isinstance(value, Mapping) else None
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:  # a list would not even hash
         came = _show(kind if isinstance(value, Mapping) else value)
         problems.append(f"{path}.kind: expected one of {', '.join(kinds)}; came {came}.")
         return _BAD
     return _dataclass(kinds[kind], value, path, problems)
+
+
+@functools.cache  # resolving annotations costs more than building the object, and a ledger has 100,000
+def _hints(cls: Any) -> Mapping[str, Any]:
+    return get_type_hints(cls, include_extras=True)
+
+
+@functools.cache
+def _kinds(members: tuple[Any, ...]) -> Mapping[str, Any]:
+    return {get_args(get_type_hints(member)["kind"])[0]: member for member in members}
 
 
 def _describe(hint: Any) -> str:

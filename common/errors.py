@@ -7,7 +7,10 @@
     ├── SynthesisError          speech that cannot be made: text, voice or emotion, or the library failed
     ├── UpdateRefused           an update that broke the input contract; the round goes on without it
     ├── QuorumError             too few sites answered; the round is not applied
-    └── RunError                a run folder that is damaged, of another study, or in use
+    ├── RunError                a run folder that is damaged, of another study, or in use
+    ├── LedgerError             a ledger that is damaged, copied, in use, or asked for what its rules forbid
+    ├── PolicyError             a site's policy file that cannot be used; carries every problem at once
+    └── KeyFileError            a key file that is missing, readable by others, or no key
 
 Anything else that escapes is a defect of ours and keeps its traceback.
 A message says what was expected, what came, and what to do.
@@ -60,3 +63,15 @@ class QuorumError(SottovoceError):
 
 class RunError(SottovoceError):
     """A run folder that is damaged, belongs to another study, or is in use."""
+
+
+class LedgerError(SottovoceError):
+    """A ledger that is damaged, copied, in use, or asked for what its rules forbid. Nothing was released."""
+
+
+class PolicyError(SottovoceError):
+    """A site's policy file that cannot be used."""
+
+
+class KeyFileError(SottovoceError):
+    """A key file that is missing, readable by others, or no key. The message never holds a secret."""

@@ -1,0 +1,187 @@
+"""Keys of a site: one Ed25519 key that signs, one HMAC key that hides digests. The door to `cryptography`.
+
+Guarantees:
+  - A key file is made with mode 0600 and synchronised before its key signs anything; one that others can
+    read is refused.
+  - A secret is never part of a repr, a log or an error.
+  - `verified` answers True or False, whatever was wrong: key, signature, length or encoding.
+  - Every signed or hashed message opens with its own label, so that none can be taken for another.
+
+>>> key = SigningKey.generate()
+>>> signature = key.sign(b"sottovoce/example/1\\nhello")
+>>> verified(key.public_hex, signature, b"sottovoce/example/1\\nhello")
+True
+>>> verified(key.public_hex, signature, b"sottovoce/example/1\\nhallo")
+False
+"""
+
+import hashlib
+import hmac
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from sottovoce.common.errors import KeyFileError
+
+MAX_KEY_FILE_BYTES = 4096
+DIGEST_KEY_BYTES = 32
+DIGEST_KEY_FILE = "digest-key"
+
+
+class SigningKey:
+    """An Ed25519 private key. It signs; it prints only its public half."""
+
+    def __init__(self, private: Ed25519PrivateKey) -> None:
+        self._private = private
+        self.public_hex = private.public_key().public_bytes_raw().hex()
+
+    @classmethod
+    def generate(cls) -> "SigningKey":
+        """Makes a new key from the operating system's randomness."""
+        return cls(Ed25519PrivateKey.generate())
+
+    @classmethod
+    def load(cls, path: Path) -> "SigningKey":
+        """Reads a key file. Raises: KeyFileError for one that is missing, readable by others, or no key."""
+        data = _read_secret(path)
+        try:
+            private = load_pem_private_key(data, password=None)
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            private = None
+        if not isinstance(private, Ed25519PrivateKey):
+            raise KeyFileError(f"{path.name}: expected an Ed25519 private key in PEM; this file is none.")
+        return cls(private)
+
+    def save(self, folder: Path) -> Path:
+        """Writes the key as `signing-<start of its public half>.pem` and returns the path."""
+        pem = self._private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        path = folder / f"signing-{self.public_hex[:16]}.pem"
+        _write_secret(path, pem)
+        return path
+
+    def sign(self, message: bytes) -> bytes:
+        """Returns the 64 bytes of the signature. The message's first line must say what it is."""
+        return self._private.sign(message)
+
+    def __repr__(self) -> str:
+        return f"SigningKey({self.public_hex[:16]}…)"
+
+
+class DigestKey:
+    """The HMAC key under which a site publishes digests of private bytes.
+
+    A plain hash of a patient list can be guessed; under this key it cannot. The key is opened to the auditor
+    alone, who checks it against `commitment`, which stands in the ledger's first entry.
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        if len(secret) != DIGEST_KEY_BYTES:
+            raise KeyFileError(f"Expected a digest key of {DIGEST_KEY_BYTES} bytes; came {len(secret)}.")
+        self._secret = secret
+
+    @classmethod
+    def generate(cls) -> "DigestKey":
+        """Makes a new key from the operating system's randomness."""
+        return cls(secrets.token_bytes(DIGEST_KEY_BYTES))
+
+    @classmethod
+    def load(cls, path: Path) -> "DigestKey":
+        """Reads a key file. Raises: KeyFileError for one that is missing, readable by others, or no key."""
+        try:
+            return cls(bytes.fromhex(_read_secret(path).decode("ascii").strip()))
+        except ValueError:
+            raise KeyFileError(
+                f"{path.name}: expected 64 hexadecimal digits; this file has others."
+            ) from None
+
+    def save(self, folder: Path) -> Path:
+        """Writes the key as `digest-key` and returns the path."""
+        path = folder / DIGEST_KEY_FILE
+        _write_secret(path, self._secret.hex().encode() + b"\n")
+        return path
+
+    @property
+    def commitment(self) -> str:
+        """What may be published of the key: it binds the site to it and tells nothing of it."""
+        return hashlib.sha256(b"sottovoce/digest-key/1\n" + self._secret).hexdigest()
+
+    def digest(self, label: str, data: bytes) -> str:
+        """Returns the HMAC-SHA256 of labelled bytes, as 64 hexadecimal digits."""
+        return hmac.new(self._secret, f"sottovoce/{label}/1\n".encode() + data, hashlib.sha256).hexdigest()
+
+    def __repr__(self) -> str:
+        return "DigestKey(secret)"
+
+
+def verified(public_hex: str, signature: bytes, message: bytes) -> bool:
+    """Says whether `signature` over `message` is of the key `public_hex`."""
+    try:
+        Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_hex)).verify(signature, message)
+    except (InvalidSignature, ValueError, TypeError):
+        return False
+    return True
+
+
+def same_digest(one: str, other: str) -> bool:
+    """Compares two digests in constant time."""
+    return hmac.compare_digest(one.encode(), other.encode())
+
+
+def new_keys(folder: Path) -> tuple[SigningKey, DigestKey]:
+    """Makes a site's two keys in a folder (created with mode 0700).
+
+    Raises:
+        KeyFileError: there is a digest key already; a second one would break the ledger's digests.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    digest_key, signing_key = DigestKey.generate(), SigningKey.generate()
+    digest_key.save(folder)
+    signing_key.save(folder)
+    return signing_key, digest_key
+
+
+def load_keys(folder: Path) -> tuple[tuple[SigningKey, ...], DigestKey]:
+    """Reads every signing key of a folder and its digest key. The ledger knows which key is in force."""
+    signing = tuple(SigningKey.load(path) for path in sorted(folder.glob("signing-*.pem")))
+    return signing, DigestKey.load(folder / DIGEST_KEY_FILE)
+
+
+def _write_secret(path: Path, data: bytes) -> None:
+    try:
+        # O_EXCL: a key that is there is never written over.
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise KeyFileError(f"{path.name}: cannot be made ({error.strerror}).") from None
+
+
+def _read_secret(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            data = file.read(MAX_KEY_FILE_BYTES + 1)
+    except OSError as error:
+        raise KeyFileError(f"{path.name}: cannot be read ({error.strerror}).") from None
+    if stat.S_IMODE(mode) & 0o077:
+        raise KeyFileError(f"{path.name}: expected mode 0600; others can read this key. Use `chmod 600`.")
+    if len(data) > MAX_KEY_FILE_BYTES:
+        raise KeyFileError(f"{path.name}: expected at most {MAX_KEY_FILE_BYTES} bytes; this is no key file.")
+    return data
