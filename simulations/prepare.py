@@ -10,7 +10,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sottovoce.common.corpus import Corpus, Utterance, scan
-from sottovoce.common.dataset import Array, Example, SiteData, clip_frames, normalise, pool, stream_shapes
-from sottovoce.common.errors import CorpusError
-from sottovoce.common.feature_cache import features_of
+from sottovoce.common.dataset import Example, SiteData, clip_frames, normalise, pool, stream_shapes
+from sottovoce.common.errors import AudioError, CorpusError
+from sottovoce.common.feature_cache import Features, stream_features
 from sottovoce.common.run_files import CorpusFacts, SiteFacts, Skipped
 from sottovoce.common.study import CorpusSpec, Study, Synthetic
 from sottovoce.simulations.cells import POOLED
@@ -43,10 +43,14 @@ class Recording:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A study's recordings with their features, before they are dealt to sites."""
+    """A study's recordings, before they are dealt to sites. Their features are in the cache, not here.
+
+    `widths` are the columns of each stream, `n_bytes` what all recordings have of it.
+    """
 
     recordings: tuple[Recording, ...]
-    features: tuple[Mapping[str, Array], ...]
+    widths: Mapping[str, int]
+    n_bytes: Mapping[str, int]
     corpora: tuple[CorpusFacts, ...]
     skipped: tuple[Skipped, ...]
 
@@ -69,13 +73,13 @@ def prepare(study: Study, data: Mapping[str, Path], *, workers: int, on_event: O
     corpora = [_open(spec, data, study, workers, on_event) for spec in study.corpora]
     _check_data_names(study, data)
     recordings = [item for corpus in corpora for item in _recordings(study, corpus, on_event)]
-    kept, features, skipped = _features(study, recordings, workers, on_event)
-    _check_enough(study, kept)
     facts = tuple(
         _corpus_facts(corpus, synthetic=_folder(spec, study, data) is None)
         for spec, corpus in zip(study.corpora, corpora, strict=True)
     )
-    return Prepared(recordings=tuple(kept), features=tuple(features), corpora=facts, skipped=tuple(skipped))
+    prepared = _compute_features(study, recordings, facts, workers, on_event)
+    _check_enough(study, prepared)
+    return prepared
 
 
 def lay_out(study: Study, prepared: Prepared, folder: Path, on_event: OnEvent) -> tuple[SiteFacts, ...]:
@@ -115,8 +119,8 @@ def describe_features(study: Study, prepared: Prepared) -> dict[str, Any]:
             "stream": stream.name,
             "parts": [part.kind for part in stream.parts],
             "pooling": stream.pooling,
-            "columns": int(prepared.features[0][stream.name].shape[-1]),
-            "mebibytes": sum(item[stream.name].nbytes for item in prepared.features) / 2**20,
+            "columns": prepared.widths[stream.name],
+            "mebibytes": prepared.n_bytes[stream.name] / 2**20,
         }
         for stream in study.streams
     ]
@@ -192,38 +196,51 @@ def _recordings(study: Study, corpus: Corpus, on_event: OnEvent) -> Iterator[Rec
         on_event(Note(text=f"{corpus.name}: left out, no class in this study: {counts}"))
 
 
-def _features(
-    study: Study, recordings: Sequence[Recording], workers: int, on_event: OnEvent
-) -> tuple[list[Recording], list[Mapping[str, Array]], list[Skipped]]:
-    def tell(done: int, total: int) -> None:
-        on_event(Step(stage="features", done=done, total=total))
-
-    found = features_of(
-        [item.utterance for item in recordings],
-        study,
-        cache_folder() / "features",
-        workers=workers,
-        progress=tell,
-    )
-    kept, features, skipped = [], [], []
-    for item, result in zip(recordings, found, strict=True):
-        if isinstance(result, Exception):
+def _compute_features(
+    study: Study,
+    recordings: Sequence[Recording],
+    corpora: tuple[CorpusFacts, ...],
+    workers: int,
+    on_event: OnEvent,
+) -> Prepared:
+    """Fills the cache, and finds out which recordings are good."""
+    kept: list[Recording] = []
+    skipped: list[Skipped] = []
+    widths: dict[str, int] = {}
+    n_bytes: Counter[str] = Counter()
+    for number, (item, found) in enumerate(_stream(study, recordings, workers), start=1):
+        on_event(Step(stage="features", done=number, total=len(recordings)))
+        if isinstance(found, AudioError):
             if study.audio.on_bad_recording == "stop":
-                raise result
-            skipped.append(Skipped(recording=item.key, reason=str(result)))
+                raise found
+            skipped.append(Skipped(recording=item.key, reason=str(found)))
         else:
             kept.append(item)
-            features.append(result)
+            widths = {name: int(array.shape[-1]) for name, array in found.items()}
+            n_bytes.update({name: array.nbytes for name, array in found.items()})
+    for copy in range(1, study.training.augmentation.copies + 1):
+        for number, _ in enumerate(_stream(study, kept, workers, copy), start=1):
+            on_event(Step(stage=f"copy {copy}", done=number, total=len(kept)))
     for entry in skipped[:MAX_NOTES]:
         on_event(Note(text=f"skipped: {entry.reason}"))
     if len(skipped) > MAX_NOTES:
         on_event(Note(text=f"skipped: {len(skipped)} recordings in all; run.json names them"))
-    return kept, features, skipped
+    return Prepared(
+        recordings=tuple(kept), widths=widths, n_bytes=n_bytes, corpora=corpora, skipped=tuple(skipped)
+    )
 
 
-def _check_enough(study: Study, kept: Sequence[Recording]) -> None:
-    present = {item.label for item in kept}
-    speakers = {item.speaker for item in kept}
+def _stream(
+    study: Study, recordings: Sequence[Recording], workers: int, copy: int = 0
+) -> Iterator[tuple[Recording, Features | AudioError]]:
+    utterances = [item.utterance for item in recordings]
+    found = stream_features(utterances, study, cache_folder() / "features", workers=workers, copy=copy)
+    return zip(recordings, found, strict=True)
+
+
+def _check_enough(study: Study, prepared: Prepared) -> None:
+    present = {item.label for item in prepared.recordings}
+    speakers = {item.speaker for item in prepared.recordings}
     if len(present) < 2 or len(speakers) < 2:
         raise CorpusError(
             f"Expected recordings of at least two classes and two speakers; came {len(present)} and "
@@ -239,11 +256,11 @@ def _write_site(
     trains: npt.NDArray[np.bool_],
     place: Path,
 ) -> SiteData:
-    widths = {stream.name: int(prepared.features[0][stream.name].shape[-1]) for stream in study.streams}
-    shapes = stream_shapes(study.streams, widths, clip_frames(study.audio, study.frames))
+    shapes = stream_shapes(study.streams, prepared.widths, clip_frames(study.audio, study.frames))
     examples = (
-        replace(_example(prepared.recordings[index], prepared.features[index]), trains=bool(trains[index]))
-        for index in mine
+        _example(prepared.recordings[index], found, copy, trains=bool(trains[index]))
+        for copy in range(study.training.augmentation.copies + 1)
+        for index, found in _good(study, [(index, prepared.recordings[index]) for index in mine], copy)
     )
     raw = place.parent.parent / "raw"
     data = normalise(
@@ -253,7 +270,18 @@ def _write_site(
     return data
 
 
-def _example(item: Recording, features: Mapping[str, Array]) -> Example:
+def _good(
+    study: Study, numbered: Sequence[tuple[int, Recording]], copy: int
+) -> Iterator[tuple[int, Features]]:
+    """Yields features from the cache. A recording that was good and no longer is has changed under us."""
+    found = _stream(study, [item for _, item in numbered], 1, copy)
+    for (index, _), (_, features) in zip(numbered, found, strict=True):
+        if isinstance(features, AudioError):
+            raise features
+        yield index, features
+
+
+def _example(item: Recording, features: Features, copy: int, *, trains: bool) -> Example:
     return Example(
         key=item.key,
         label=item.label,
@@ -261,6 +289,8 @@ def _example(item: Recording, features: Mapping[str, Array]) -> Example:
         patient=item.patient,
         groups=item.utterance.groups,
         features=features,
+        copy=copy,
+        trains=trains,
     )
 
 

@@ -141,7 +141,6 @@ def _go(
     sites = lay_out(study, prepared, run / WORK, on_event)
     facts = replace(facts, corpora=prepared.corpora, sites=sites, skipped=prepared.skipped)
     write_run(run / "run.json", facts)
-    del prepared  # the features are on disk now
     jobs = [_job(run, cell, execution) for cell in cells_of(study, twins=twins)]
     done = _compute_all(run, study, facts, jobs, len(sites), on_event)
     _finish(run, study, replace(facts, cells=done, ended=now()), jobs)
