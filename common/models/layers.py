@@ -108,12 +108,12 @@ class Recurrent(nn.Module):
         onward, _ = self.onward(values)
         if self.backward_ is None:
             return onward  # type: ignore[no-any-return]
-        turn = _turned(lengths, values.shape[1])
+        turn = turned(lengths, values.shape[1])
         back, _ = self.backward_(_take_frames(values, turn))
         return torch.cat([onward, _take_frames(back, turn)], dim=2)
 
 
-def _turned(lengths: Tensor, n_frames: int) -> Tensor:
+def turned(lengths: Tensor, n_frames: int) -> Tensor:
     """Returns frame numbers (B, T) that turn each recording around and leave its padding where it is."""
     frames = torch.arange(n_frames, device=lengths.device)[None, :]
     return torch.where(frames < lengths[:, None], lengths[:, None] - 1 - frames, frames)
