@@ -18,7 +18,7 @@ Guarantees:
 | rate outside 8-48 kHz, more than 2 channels | refused from the header                         |
 | longer than `max_seconds`                   | refused from the header, or when too much came  |
 | header and content disagree (cut, bomb)     | refused; never decoded beyond the stated length |
-| NaN or infinite samples                     | refused                                         |
+| NaN, infinite or gigantic samples           | refused                                         |
 
 soundfile (libsndfile) is imported by the child only.
 """
@@ -307,8 +307,8 @@ class _Child:
                 return _reason(payload)
             if kind == wire.END:
                 break
-            block = np.frombuffer(payload, dtype="<f4") if len(payload) % 4 == 0 else np.empty(0)
-            if kind != wire.BLOCK or not 0 < len(block) <= count - came or not np.isfinite(block).all():
+            block = np.frombuffer(payload, dtype="<f4") if len(payload) % 4 == 0 else np.empty(0, "<f4")
+            if kind != wire.BLOCK or not 0 < len(block) <= count - came or not _plausible(block):
                 raise self._liar()
             samples[came : came + len(block)] = block
             came += len(block)
@@ -353,6 +353,10 @@ class _Child:
     def _liar(self) -> _Unacceptable:
         self.kill()
         return _Unacceptable("it made the decoder break its protocol; leave it out or re-encode it")
+
+
+def _plausible(block: npt.NDArray[np.float32]) -> bool:
+    return bool((np.abs(block) <= wire.MAX_AMPLITUDE).all())  # NaN is not
 
 
 def _reason(payload: bytes) -> str:

@@ -27,6 +27,7 @@ CONTAINERS = ("WAV", "FLAC", "OGG", "MP3")
 LIBSNDFILE_NAMES = {"WAV": ("WAV", "WAVEX"), "FLAC": ("FLAC",), "OGG": ("OGG",), "MP3": ("MP3", "MPEG")}
 RATES_HZ = (8_000, 48_000)
 MAX_CHANNELS = 2
+MAX_AMPLITUDE = 16.0  # float recordings may clip a little; integers kept as floats are another scale
 MAX_REASON_BYTES = 300
 BLOCK_FRAMES = 65_536
 MAX_RECORDING_SECONDS = 4 * 3600.0  # of which a segment may be cut
@@ -177,6 +178,8 @@ def _send_blocks(channel: socket.socket, file: Any, count: int) -> int:
             finite = bool(np.isfinite(block).all() and np.isfinite(mono).all())
         if not finite:
             raise Refused("expected finite samples; some are NaN or infinite")
+        if np.abs(mono).max() > MAX_AMPLITUDE:
+            raise Refused(f"expected samples between -1 and 1; some are beyond {MAX_AMPLITUDE:g}: rescale it")
         _send(channel, BLOCK, np.ascontiguousarray(mono, dtype="<f4").tobytes())
         came += len(block)
     return came

@@ -18,6 +18,7 @@ SILENCE_POWER = 1e-10  # a frame below it has no pitch
 FORMANT_LOW_HZ = 90.0
 FORMANT_MAX_BANDWIDTH_HZ = 500.0
 FORMANT_PRE_EMPHASIS = 0.97
+EXHAUSTED = 1e-13  # the share of a frame's power that rounding leaves unpredictable
 TINY = np.finfo(np.float64).tiny
 
 Block = npt.NDArray[np.float32]
@@ -34,19 +35,23 @@ def log_rms(frames: Frames, floor: np.float32) -> Block:
 def lpc(frames: Frames, order: int) -> Frames:
     """Linear prediction coefficients a_1 ... a_order by Burg's method (Marple 1980); a_0 = 1 is left out.
 
-    A frame of silence has all coefficients 0.
+    A frame of silence has all coefficients 0, and a frame that is predicted to its last digit (a pure tone)
+    has no more coefficients than that took.
     """
     forward, backward = frames[:, 1:].copy(), frames[:, :-1].copy()
     power = np.vecdot(forward, forward) + np.vecdot(backward, backward)
+    enough = power * EXHAUSTED
     out = np.zeros((len(frames), order + 1))
     out[:, 0] = 1
     for step in range(order):
-        reflection = (-2 * np.vecdot(forward, backward) / (power + TINY))[:, None]
+        left = power > enough
+        ratio = np.where(left, -2 * np.vecdot(forward, backward) / np.where(left, power, 1), 0)
+        reflection = ratio[:, None]
         out[:, 1 : step + 2] += reflection * out[:, step::-1]
         change = reflection * backward
         backward += reflection * forward
         forward += change
-        power = (1 - reflection[:, 0] ** 2) * power - backward[:, -1] ** 2 - forward[:, 0] ** 2
+        power = (1 - ratio**2) * power - backward[:, -1] ** 2 - forward[:, 0] ** 2
         forward, backward = forward[:, 1:], backward[:, :-1]
     return out[:, 1:]
 

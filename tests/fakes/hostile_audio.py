@@ -134,7 +134,13 @@ def _bombs() -> dict[str, Maker]:
 
 def _bad_samples() -> dict[str, Maker]:
     tone = np.sin(np.arange(RATE) / 10)
-    spoilt = {"nan": np.nan, "infinite": np.inf, "beyond_float32": 1e300}
+    spoilt = {
+        "nan": np.nan,
+        "infinite": np.inf,
+        "beyond_float32": 1e300,
+        "gigantic": 1e30,
+        "unscaled": 20_000.0,
+    }
     return {
         f"{name}.wav": _float_wav(np.where(np.arange(RATE) == RATE - 5, value, tone))
         for name, value in spoilt.items()
