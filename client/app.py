@@ -141,6 +141,7 @@ def _train(visit: _Visit, data: SiteData) -> TrainResult:
         rounds=visit.rounds,
         proximal_mu=visit.proximal_mu,
         device=visit.device,
+        frames=visit.study.frames,
     )
 
 

@@ -5,6 +5,7 @@ Guarantees:
     process, worker or attempt (one thread, one machine).
   - torch's global random state is left as it was.
   - The optimiser is fresh: nothing but the weights passes from round to round.
+  - Masks on features hit training batches only, by public draws of their own.
   - FedProx adds the gradient of 0.5 * mu * |w - w0|^2, w0 being the weights the round began with.
 """
 
@@ -19,11 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from sottovoce.client.optimiser import FlatParameters, Optimiser
-from sottovoce.common.dataset import SiteData
+from sottovoce.common.augment import mask
+from sottovoce.common.dataset import Batch, SiteData
+from sottovoce.common.feature_specs import Frames
 from sottovoce.common.models import streams_of
 from sottovoce.common.models.losses import per_example
 from sottovoce.common.streams import stream, torch_seed
-from sottovoce.common.study import Training
+from sottovoce.common.study import Augmentation, Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,17 +49,21 @@ def train(
     rounds: int,
     proximal_mu: float = 0.0,
     device: str | torch.device = "cpu",
+    frames: Frames | None = None,
 ) -> TrainResult:
     """Trains `model` in place on a site's examples; `round` counts from 1 to `rounds`.
 
+    `frames` is the study's grid: masks on features are stated in seconds.
+
     Raises:
-        ValueError: there is nothing to train on.
+        ValueError: there is nothing to train on, or masks are asked for without `frames`.
     """
     if len(data) == 0:
         raise ValueError(f"Expected examples to train on at site {site!r}; came none.")
     device = torch.device(device)
     data = data.only(streams_of(model))
     learning_rate = learning_rate_at(spec, round, rounds)
+    masks = _Masks(spec.augmentation, frames, stream(seed, "feature masks", site, round))
     model.to(device).train()
     total, n_steps = torch.zeros((), device=device), 0
     with _dropout_coins(torch_seed(seed, "dropout", site, round), device), FlatParameters(model) as flat:
@@ -64,7 +71,7 @@ def train(
         optimiser = Optimiser(spec, flat.values)
         for indices in epochs(len(data), spec, stream(seed, "epoch order", site, round)):
             batch = data.batch(indices).to(device)
-            losses = _losses(model(batch.inputs, batch.lengths), batch.labels, spec)
+            losses = _losses(model(masks(batch), batch.lengths), batch.labels, spec)
             flat.gradient.zero_()
             losses.mean().backward()  # type: ignore[no-untyped-call]
             if start is not None:
@@ -89,6 +96,25 @@ def epochs(n_examples: int, spec: Training, rng: np.random.Generator) -> Iterato
     n_batches = -(-n_examples // spec.batch_size)
     for _ in range(spec.local_epochs):
         yield from np.array_split(rng.permutation(n_examples), n_batches)
+
+
+class _Masks:
+    """SpecAugment on the sequence streams of a batch, or nothing where the study asks for none."""
+
+    def __init__(self, spec: Augmentation, frames: Frames | None, rng: np.random.Generator) -> None:
+        self._wanted = bool(spec.time_masks or spec.band_masks)
+        if self._wanted and frames is None:
+            raise ValueError("Expected `frames` for masks on features; came None. Pass the study's frames.")
+        self._spec, self._frames, self._rng = spec, frames or Frames(), rng
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        if not self._wanted:
+            return batch.inputs
+        masked = {
+            name: mask(batch.inputs[name], lengths, self._spec, self._frames, self._rng)
+            for name, lengths in batch.lengths.items()
+        }
+        return batch.inputs | masked
 
 
 def _losses(logits: Tensor, labels: Tensor, spec: Training) -> Tensor:

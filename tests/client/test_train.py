@@ -14,6 +14,7 @@ from sottovoce.client.optimiser import FlatParameters, Optimiser
 from sottovoce.client.train import TrainResult, epochs, learning_rate_at, train
 from sottovoce.common import models
 from sottovoce.common.dataset import Example, SiteData, StreamShape
+from sottovoce.common.feature_specs import Frames
 from sottovoce.common.model_specs import (
     Attention,
     Cnn,
@@ -26,7 +27,7 @@ from sottovoce.common.model_specs import (
     Rnn,
 )
 from sottovoce.common.streams import stream
-from sottovoce.common.study import Training
+from sottovoce.common.study import Augmentation, Training
 
 N_CLASSES = 3
 SHAPES = {"mel": StreamShape(width=4, n_frames=20), "stats": StreamShape(width=6, n_frames=None)}
@@ -196,7 +197,7 @@ def test_each_rule_equals_torchs(
     one = nn.Linear(5, 3).double()
     two = nn.Linear(5, 3).double()
     two.load_state_dict(one.state_dict())
-    reference = theirs(two.parameters(), lr=0.05, **options)  # type: ignore[arg-type]
+    reference = theirs(two.parameters(), lr=0.05, **options)  # type: ignore[call-arg, arg-type]
     spec = Training(learning_rate=0.05, optimiser=ours, **options)  # type: ignore[arg-type]
     with FlatParameters(one) as flat:
         optimiser = Optimiser(spec, flat.values)
@@ -251,6 +252,25 @@ def test_the_result_counts_examples_and_steps(data: SiteData) -> None:
     _, result = trained(data, KINDS[0], replace(SPEC, local_epochs=2))
     assert (result.n_examples, result.n_steps) == (90, 12)
     assert 0 < result.loss < 3
+
+
+def test_masks_change_training_by_draws_of_their_own(data: SiteData) -> None:
+    spec = replace(SPEC, augmentation=Augmentation(time_masks=1, time_mask_seconds=0.08, band_masks=1))
+    model = models.build(KINDS[4], data.widths, N_CLASSES, seed=0)
+    train(model, data, spec, seed=0, site="north", round=1, rounds=4, frames=Frames())
+    assert bits(model) != bits(trained(data)[0])
+    again = models.build(KINDS[4], data.widths, N_CLASSES, seed=0)
+    train(again, data, spec, seed=0, site="north", round=1, rounds=4, frames=Frames())
+    assert bits(again) == bits(model)
+    # A pooled stream has no frames: there is nothing to mask, and nothing changes.
+    pooled = models.build(KINDS[1], data.widths, N_CLASSES, seed=0)
+    train(pooled, data, spec, seed=0, site="north", round=1, rounds=4, frames=Frames())
+    assert bits(pooled) == bits(trained(data, KINDS[1])[0])
+
+
+def test_masks_without_the_grid_of_frames_are_an_error(data: SiteData) -> None:
+    with pytest.raises(ValueError, match="the study's frames"):
+        trained(data, spec=replace(SPEC, augmentation=Augmentation(band_masks=1)))
 
 
 def test_a_site_without_examples_is_an_error(data: SiteData) -> None:
