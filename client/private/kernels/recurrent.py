@@ -9,9 +9,10 @@ step is left with five operations. Weights: one batched product of gate gradient
 """
 
 from collections.abc import Sequence
+from itertools import repeat
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sottovoce.client.private.kernels.base import Kernel, Saved, Weight
 from sottovoce.client.private.sink import Sink
@@ -106,19 +107,19 @@ class RnnKernel(RecurrentKernel):
         n_directions, n_frames, batch, hidden = gates.shape
         states = gates.new_empty(n_directions, n_frames + 1, batch, hidden)
         states[:, 0] = 0.0
-        turn = across.transpose(1, 2)
-        state = states[:, 0]
-        for gate, following in zip(gates.unbind(1), states[:, 1:].unbind(1), strict=True):
-            state = torch.tanh(gate.baddbmm_(state, turn), out=following)
+        recurrence = _products(gates, states[:, :-1], across.transpose(1, 2))
+        for products, gate, following in zip(recurrence, *_each_step(gates, states[:, 1:]), strict=True):
+            _add(products)
+            torch.tanh(gate, out=following)
         return states, ()
 
     def unwind(self, slopes: Tensor, states: Tensor, saved: Sequence[Tensor], across: Tensor) -> Tensor:
         factors = 1.0 - states[:, 1:].square()
-        later = None
-        for slope, factor in zip(reversed(slopes.unbind(1)), reversed(factors.unbind(1)), strict=True):
-            if later is not None:
-                slope.baddbmm_(later, across)
-            later = slope.mul_(factor)
+        recurrence = [*_products(slopes[:, :-1], slopes[:, 1:], across), ()]
+        steps = list(zip(recurrence, *_each_step(slopes, factors), strict=True))
+        for products, slope, factor in reversed(steps):
+            _add(products)
+            slope.mul_(factor)
         return slopes
 
 
@@ -134,21 +135,18 @@ class LstmKernel(RecurrentKernel):
         states, cells = gates.new_empty(2, n_directions, n_frames + 1, batch, hidden)
         states[:, 0], cells[:, 0] = 0.0, 0.0
         heights = torch.empty_like(cells[:, 1:])  # tanh of the cells
-        turn = across.transpose(1, 2).clone()
-        turn[:, :, 2 * hidden : 3 * hidden] *= 2.0
-        gates[..., 2 * hidden : 3 * hidden] *= 2.0
+        turned_weight = across.transpose(1, 2).clone()
+        for rows in (turned_weight, gates):
+            rows[..., 2 * hidden : 3 * hidden] *= 2.0
         minus_one = gates.new_full((), -1.0)
-        into, forget, cell, out = (part.unbind(1) for part in gates.split(hidden, dim=3))
-        steps = zip(
-            gates.unbind(1), into, forget, cell, out, heights.unbind(1), cells[:, 1:].unbind(1),
-            states[:, 1:].unbind(1), strict=True,
-        )  # fmt: skip
-        h, c = states[:, 0], cells[:, 0]
-        for gate, i, f, g, o, height, c_next, h_next in steps:
-            gate.baddbmm_(h, turn).sigmoid_()
+        tables = (gates, *gates.split(hidden, dim=3), heights, cells[:, :-1], cells[:, 1:], states[:, 1:])
+        recurrence = _products(gates, states[:, :-1], turned_weight)
+        for products, gate, i, f, g, o, height, before, c, h in zip(recurrence, *_each_step(*tables), strict=True):
+            _add(products)
+            gate.sigmoid_()
             torch.add(minus_one, g, alpha=2.0, out=g)
-            c = torch.mul(f, c, out=c_next).addcmul_(i, g)
-            h = torch.mul(o, torch.tanh(c, out=height), out=h_next)
+            torch.mul(f, before, out=c).addcmul_(i, g)
+            torch.mul(o, torch.tanh(c, out=height), out=h)
         return states, (gates, cells, heights)
 
     def unwind(self, slopes: Tensor, states: Tensor, saved: Sequence[Tensor], across: Tensor) -> Tensor:
@@ -163,17 +161,41 @@ class LstmKernel(RecurrentKernel):
         by_out.mul_(heights)
         to_cell = torch.addcmul(out, out * heights, heights, value=-1.0)
         inner = factors[..., : 3 * self.hidden].unflatten(3, (3, self.hidden))
-        later, carried = None, slopes.new_zeros(slopes[:, 0].shape)
-        steps = zip(
-            slopes.unbind(1), factors.unbind(1), inner.unbind(1), by_out.unbind(1), to_cell.unbind(1),
-            forget.unbind(1), strict=True,
-        )  # fmt: skip
-        for slope, gate, first_three, last, height, f in reversed(list(steps)):
-            if later is not None:
-                slope.baddbmm_(later, across)
+        carried = slopes.new_zeros(slopes[:, 0].shape)
+        recurrence = [*_products(slopes[:, :-1], factors[:, 1:], across), ()]
+        tables = (slopes, inner, by_out, to_cell, forget)
+        for products, slope, three, last, height, f in reversed(
+            list(zip(recurrence, *_each_step(*tables), strict=True))
+        ):
+            _add(products)
             carried.addcmul_(slope, height)
-            first_three.mul_(carried[:, :, None])
+            three.mul_(carried[:, :, None])
             last.mul_(slope)
             carried.mul_(f)
-            later = gate
         return factors
+
+
+Products = tuple[tuple[Tensor, Tensor, Tensor], ...]
+
+
+def _products(into: Tensor, of: Tensor, by: Tensor) -> list[Products]:
+    """Returns each step's products, one a direction: into[d, t] += of[d, t] @ by[d].
+
+    Direction by direction and not batched: only a whole table's step is not one block of memory, and torch's
+    batched product would cut it up anew at every step.
+    """
+    directions = (
+        zip(target.unbind(0), source.unbind(0), repeat(weight))
+        for target, source, weight in zip(into, of, by, strict=True)
+    )
+    return list(zip(*directions, strict=True))
+
+
+def _add(products: Products) -> None:
+    for target, source, weight in products:
+        target.addmm_(source, weight)
+
+
+def _each_step(*tables: Tensor) -> list[tuple[Tensor, ...]]:
+    """Returns the steps of tables (D, T, ...)."""
+    return [table.unbind(1) for table in tables]
