@@ -99,7 +99,7 @@ def figures(run: Path) -> str:
 
 def test_a_run_ends_in_uar_interval_chance_sites_and_report(run: tuple[Path, str]) -> None:
     folder, printed = run
-    assert re.search(r"UAR \d+\.\d %\s+\(95 % interval \d+\.\d to \d+\.\d; chance 25\.0 %\)", printed)
+    assert re.search(r"UAR \d+\.\d\s%\s+\(95 % interval \d+\.\d to \d+\.\d; chance 25\.0\s%\)", printed)
     assert "NOT PRIVATE" in printed
     assert all(f"site-{number}" in printed for number in (1, 2, 3))
     assert str(folder / "report.html") in printed.replace("\n", "")
