@@ -373,17 +373,24 @@ def _four(columns: Columns) -> Columns:
 
 
 def librosa_reference(
-    waveform: Waveform, parts: Sequence[FeatureSpec], frames: Frames, *, double: bool = True
+    waveform: Waveform,
+    parts: Sequence[FeatureSpec],
+    frames: Frames,
+    *,
+    double: bool = True,
+    by_hand: bool = True,
 ) -> list[npt.NDArray[Any]]:
     """Computes the same parts with librosa, one file at a time: what tests and benchmarks compare with.
 
-    The short-time Fourier transform is computed once and handed to every feature that takes one, as a careful
-    user would. Pitch has the one column that librosa has. `double=False` is librosa's usual float32.
+    Pitch has the one column that librosa has. `double=False` is librosa's usual float32. `by_hand=True` hands
+    one Fourier transform to every function that takes one; otherwise each makes its own, as it does when it is
+    called as librosa's documentation shows, with the samples.
 
     Raises:
         ValueError: librosa has no such feature.
     """
-    reference = _Librosa(waveform, frames, np.float64 if double else np.float32)
+    kind = _Librosa if by_hand else _LibrosaFromSamples
+    reference = kind(waveform, frames, np.float64 if double else np.float32)
     return [reference.part(part).T for part in parts]
 
 
@@ -401,6 +408,9 @@ class _Librosa:
 
     @cached_property
     def magnitude(self) -> Any:
+        return self._transform()
+
+    def _transform(self) -> Any:
         import librosa
 
         return np.abs(librosa.stft(self.y, n_fft=self.fft_size, hop_length=self.hop, win_length=self.window))
@@ -462,13 +472,26 @@ class _Librosa:
     def _shape(self) -> Any:
         from librosa import feature
 
-        setting = {"S": self.magnitude, "sr": self.rate, "n_fft": self.fft_size}
+        setting: dict[str, Any] = {"sr": self.rate, "n_fft": self.fft_size}
+        n_bands = spectral.contrast_octaves(self.rate)
         return np.concatenate(
             [
-                feature.spectral_centroid(**setting) / 1000,
-                feature.spectral_bandwidth(**setting) / 1000,
-                feature.spectral_rolloff(**setting) / 1000,
+                feature.spectral_centroid(S=self.magnitude, **setting) / 1000,
+                feature.spectral_bandwidth(S=self.magnitude, **setting) / 1000,
+                feature.spectral_rolloff(S=self.magnitude, **setting) / 1000,
                 feature.spectral_flatness(S=self.magnitude),
-                feature.spectral_contrast(**setting, n_bands=spectral.contrast_octaves(self.rate)),
+                feature.spectral_contrast(S=self.magnitude, **setting, n_bands=n_bands),
             ]
         )
+
+
+class _LibrosaFromSamples(_Librosa):
+    """The same without sharing: whatever is asked for starts from the samples."""
+
+    @property
+    def magnitude(self) -> Any:
+        return self._transform()
+
+    @property
+    def power(self) -> Any:
+        return self._transform() ** 2
