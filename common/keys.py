@@ -107,7 +107,7 @@ class DigestKey:
     def save(self, folder: Path) -> Path:
         """Writes the key as `digest-key` and returns the path."""
         path = folder / DIGEST_KEY_FILE
-        _write_secret(path, self._secret.hex().encode() + b"\n")
+        _write_secret(path, self.opened())
         return path
 
     @property
@@ -118,6 +118,10 @@ class DigestKey:
     def digest(self, label: str, data: bytes) -> str:
         """Returns the HMAC-SHA256 of labelled bytes, as 64 hexadecimal digits."""
         return hmac.new(self._secret, f"sottovoce/{label}/1\n".encode() + data, hashlib.sha256).hexdigest()
+
+    def opened(self) -> bytes:
+        """Returns the key file's contents, for the auditor alone."""
+        return self._secret.hex().encode() + b"\n"
 
     def __repr__(self) -> str:
         return "DigestKey(secret)"

@@ -1,0 +1,86 @@
+"""One folder for the auditor: the ledger, its policy and keys, checkpoints, and the program that checks them.
+
+    ledger.jsonl  head  policy.json  public-keys.txt  seen/*.txt  verify_ledger.py  README.txt  [digest-key]
+
+Guarantees:
+  - The folder needs nothing of this project: `verify_ledger.py` is one file over dp-accounting and cryptography.
+  - The digest key, which opens the HMACs of manifests and releases, goes along only where that is asked for.
+  - A ledger that does not verify is exported as it is: an auditor must be able to see it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sottovoce.common.errors import LedgerError
+from sottovoce.common.keys import DIGEST_KEY_FILE, DigestKey
+from sottovoce.common.ledger.checkpoint import parse
+from sottovoce.common.ledger.entries import Genesis, KeyRotation, PolicyVersion
+from sottovoce.common.ledger.reader import LineRefused, Reader, lines_of
+from sottovoce.common.ledger.store import HEAD_FILE, LEDGER_FILE
+
+VERIFIER = "verify_ledger.py"
+
+_README = """\
+The privacy ledger of one site, and the program that checks it. No network is needed.
+
+  python3 -m venv check && check/bin/pip install dp-accounting cryptography
+  check/bin/python verify_ledger.py . --public-key KEY [--seen seen/*.txt]
+
+KEY: the site's first public key, as you got it by another way than this folder.
+The file public-keys.txt says which keys the ledger itself names; it vouches for nothing.
+Read verify_ledger.py before you run it: it is one file, and an hour is enough.
+"""
+
+
+def export(
+    ledger_folder: Path, out: Path, *, seen: Sequence[str] = (), digest_key: DigestKey | None = None
+) -> dict[str, Any]:
+    """Writes the folder, and says what is in it.
+
+    Raises:
+        LedgerError: there is no ledger, or the folder holds something already.
+    """
+    try:
+        ledger = (ledger_folder / LEDGER_FILE).read_bytes()
+    except OSError as error:
+        raise LedgerError(f"{ledger_folder}: expected a ledger ({error.strerror}).") from None
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise LedgerError(f"{out}: expected a new or empty folder.")
+    files = {LEDGER_FILE: ledger, "README.txt": _README.encode(), VERIFIER: verifier_text()}
+    head = ledger_folder / HEAD_FILE
+    if head.is_file():
+        files[HEAD_FILE] = head.read_bytes()
+    files |= _facts(ledger)
+    for number, note in enumerate(seen):
+        files[f"seen/{number:03}.txt"] = parse(note).text().encode()
+    if digest_key is not None:
+        files[DIGEST_KEY_FILE] = digest_key.opened()
+    for name, data in files.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(data)
+    return {"folder": str(out), "files": sorted(files), "bytes": sum(map(len, files.values()))}
+
+
+def verifier_text() -> bytes:
+    """Returns the auditor's program: beside this file in an installed package, below deploy/ in a checkout."""
+    here = Path(__file__).resolve()
+    for path in (here.with_name(VERIFIER), here.parents[2] / "deploy" / "auditor" / VERIFIER):
+        if path.is_file():
+            return path.read_bytes()
+    raise LedgerError(f"Expected {VERIFIER} in this installation; it is missing. Install sottovoce again.")
+
+
+def _facts(ledger: bytes) -> dict[str, bytes]:
+    """The policy in force and the keys, as far as the ledger can be read."""
+    reader, keys, policy = Reader(), [], b""
+    for line in lines_of(ledger):
+        try:
+            body = reader.take(line, check_signature=False).body
+        except LineRefused:
+            break
+        if isinstance(body, Genesis | KeyRotation):
+            keys.append(f"{reader.state.size - 1} {body.public_key}\n")
+        if isinstance(body, PolicyVersion):
+            policy = body.text.encode()
+    return {"public-keys.txt": "".join(keys).encode(), **({"policy.json": policy} if policy else {})}

@@ -1,0 +1,163 @@
+"""Computes every figure of a ledger again, from its entries alone.
+
+Guarantees:
+  - No recorded figure is used; each is compared with the one computed here and reported where they differ.
+  - Decisions are taken again in their order: a study that should have been denied is a problem, with its entry.
+  - A burned or unfinished reservation counts like a committed one.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sottovoce.common.ledger.entries import Approval, Charge, Entry, Reserve
+from sottovoce.common.ledger.rule import Accountant, decide, merged
+from sottovoce.common.ledger.state import Domain, Grant, State, drawn
+from sottovoce.common.privacy.filter import filter_epsilon
+
+TOLERANCE = 1e-6  # the same program gives the same figure; another program is `verify_ledger.py`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Different:
+    """A recorded figure that is not the one computed again."""
+
+    entry: int
+    what: str
+    recorded: float | None
+    recomputed: float
+
+
+def recompute(entries: Sequence[Entry], accountant: Accountant, *, n_prefixes: int = 5) -> dict[str, Any]:
+    """Returns epsilon per study, per domain and after some of the rounds, and what differs from the record.
+
+    `n_prefixes` rounds of each study, evenly spread and the last among them, get a figure of their own.
+    """
+    state, different = State(), list[Different]()
+    for entry in entries:
+        if isinstance(entry.body, Approval) and entry.body.mode != "none":
+            different += _decide_again(state, entry.index, entry.body, accountant)
+        state.apply(entry.index, entry.body)
+    rounds = _rounds(entries)
+    return {
+        "site": state.site,
+        "n_entries": state.size,
+        "studies": [
+            _study(index, grant, rounds.get(index, []), accountant, n_prefixes)
+            for index, grant in state.grants.items()
+        ],
+        "domains": [_domain(state, name, domain, accountant) for name, domain in state.domains.items()],
+        "different": [vars(item) for item in different],
+        "ok": not different,
+    }
+
+
+def _decide_again(
+    state: State, index: int, approval: Approval, accountant: Accountant
+) -> Iterable[Different]:
+    domain = state.domains[approval.domain]
+    decision = decide(
+        state.promised(approval.domain),
+        approval.charges,
+        delta=domain.opened.delta,
+        cap=domain.cap,
+        first=not domain.grants,
+        accountant=accountant,
+    )
+    if not decision.allowed:
+        what = f"this study should have been denied: the cap was {domain.cap:g}"
+        yield Different(
+            entry=index, what=what, recorded=approval.domain_epsilon, recomputed=decision.domain_epsilon
+        )
+    figures = (
+        ("epsilon", approval.epsilon, accountant.epsilon(approval.charges, approval.delta)),
+        ("domain_epsilon", approval.domain_epsilon, decision.domain_epsilon),
+    )
+    for what, recorded, recomputed in figures:
+        if recorded is None or not math.isclose(recorded, recomputed, abs_tol=TOLERANCE):
+            yield Different(entry=index, what=what, recorded=recorded, recomputed=recomputed)
+
+
+def _study(
+    index: int, grant: Grant, rounds: list[Reserve], accountant: Accountant, n_prefixes: int
+) -> dict[str, Any]:
+    approval = grant.approval
+    private = approval.mode != "none"
+    spent = tuple(drawn(grant))
+    return {
+        "grant": index,
+        "study": approval.study,
+        "domain": approval.domain,
+        "mode": approval.mode,
+        "noise": approval.noise,
+        "unit": "patient",
+        "adjacency": "add_or_remove_one",
+        "delta": approval.delta,
+        "epsilon": accountant.epsilon(approval.charges, approval.delta) if private else None,
+        "epsilon_spent": _epsilon(spent, approval.delta, accountant) if private else None,
+        "epsilon_in_sites": _in_sites(approval, accountant) if private else {},
+        "releases": len(rounds),
+        "closed": grant.closed,
+        "rounds": _prefixes(approval, rounds, accountant, n_prefixes) if private else [],
+    }
+
+
+def _domain(state: State, name: str, domain: Domain, accountant: Accountant) -> dict[str, Any]:
+    delta, promised, spent = domain.opened.delta, state.promised(name), state.spent(name)
+    bare = state.without_noise(name)  # something left without any noise: there is no figure
+    return {
+        "domain": name,
+        "n_patients": domain.opened.n_patients,
+        "weak": domain.opened.n_patients < 1000 or domain.opened.small_population,
+        "not_private": state.not_private(name),
+        "delta": delta,
+        "cap": domain.cap,
+        "epsilon_promised": None if bare else _epsilon(promised, delta, accountant),
+        "epsilon_promised_by_filter": None if bare else filter_epsilon(promised, delta),
+        "epsilon_spent": None if bare else _epsilon(spent, delta, accountant),
+        "withdrawals": domain.withdrawals,
+        "closed": domain.closed,
+    }
+
+
+def _prefixes(
+    approval: Approval, rounds: list[Reserve], accountant: Accountant, n_prefixes: int
+) -> list[dict[str, Any]]:
+    """After each of some releases: what a patient had given away by then in this study."""
+    count = min(n_prefixes, len(rounds))
+    chosen = {round((k + 1) * len(rounds) / count) for k in range(count)} if count else set()
+    steps: dict[str, int] = {}
+    rows = []
+    for number, reserve in enumerate(rounds, start=1):
+        steps[reserve.what] = steps.get(reserve.what, 0) + reserve.steps
+        if number in chosen:
+            so_far = [
+                replace(charge, steps=steps[charge.what])
+                for charge in approval.charges
+                if charge.what in steps
+            ]
+            epsilon = _epsilon(so_far, approval.delta, accountant)
+            rows.append({"releases": number, "round": reserve.round, "epsilon": epsilon})
+    return rows
+
+
+def _in_sites(approval: Approval, accountant: Accountant) -> dict[str, float]:
+    """A patient who is in k sites of this study meets all of their releases (mode `local`)."""
+    figures = {}
+    for k in range(1, approval.sites_per_patient + 1):
+        charges = [replace(charge, steps=charge.steps * k) for charge in approval.charges]
+        figures[str(k)] = accountant.epsilon(merged(charges), approval.delta)
+    return figures
+
+
+def _rounds(entries: Sequence[Entry]) -> dict[int, list[Reserve]]:
+    rounds: dict[int, list[Reserve]] = {}
+    for entry in entries:
+        if isinstance(entry.body, Reserve):
+            rounds.setdefault(entry.body.grant, []).append(entry.body)
+    return rounds
+
+
+def _epsilon(charges: Sequence[Charge], delta: float, accountant: Accountant) -> float:
+    return accountant.epsilon(merged(charges), delta) if charges else 0.0

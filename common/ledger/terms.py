@@ -1,0 +1,178 @@
+"""What a site agrees to: the terms of its policy, and the one rule that judges an approval by them.
+
+The policy file is read in `client/policy.py`; its canonical text stands in the ledger, so that the site
+before it trains and the auditor years later ask the same question of the same terms.
+
+Guarantees:
+  - `refusals` names every term that an approval breaks; an empty list is an agreement.
+  - Mode `none` and seeded noise are refused unless `allow_non_private` says otherwise.
+  - The purposes workplace and education are refused unless the study names a medical or a safety reference
+    (EU AI Act, article 5(1)(f)), whatever the list of purposes says.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from sottovoce.common.config import Interval, as_plain, build
+from sottovoce.common.errors import PolicyError
+from sottovoce.common.ledger.entries import (
+    Approval,
+    Count,
+    Delta,
+    Digest,
+    Mode,
+    Name,
+    Positive,
+    Purpose,
+    Reason,
+)
+
+BANNED_PURPOSES = ("workplace", "education")
+REFERENCES = ("medical:", "safety:")
+MAX_DELTA = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Approver:
+    """A named person who may let a study spend, and the public key that proves it was this person."""
+
+    name: Name
+    public_key: Digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainTerms:
+    """The budget of one closed enrolment period. `n_patients` is a public upper bound, never a count."""
+
+    name: Name
+    n_patients: Count
+    epsilon_cap: Positive
+    delta: Delta
+    small_population: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """One version of a site's policy."""
+
+    format: Literal[1]
+    site: Name
+    version: Count
+    changed_by: Name
+    reason: Reason
+    purposes: tuple[Purpose, ...]
+    studies: Annotated[tuple[Digest, ...], Interval(0, 200)]
+    max_epsilon_per_study: Positive
+    domains: Annotated[tuple[DomainTerms, ...], Interval(0, 50)]
+    approvers: Annotated[tuple[Approver, ...], Interval(0, 50)] = ()
+    modes: tuple[Mode, ...] = ("local",)
+    max_sites_per_patient: Annotated[int, Interval(1, 100)] = 1
+    allow_non_private: bool = False
+
+    def domain(self, name: str) -> DomainTerms | None:
+        """Returns the terms of a domain, if the policy has it."""
+        return next((terms for terms in self.domains if terms.name == name), None)
+
+
+def policy_from(table: object) -> Policy:
+    """Builds a policy from a plain table. Raises: PolicyError with every problem."""
+    problems: list[str] = []
+    policy = build(Policy, table, "", problems)
+    if policy is not None:
+        problems += _combinations(policy)
+    if policy is None or problems:
+        raise PolicyError("\n  ".join([f"The policy has {len(problems)} problem(s):", *problems]))
+    return policy
+
+
+def refusals(policy: Policy, approval: Approval) -> list[str]:
+    """Returns every reason for which this policy does not allow the approval."""
+    return [
+        *_study_refusals(policy, approval),
+        *_purpose_refusals(policy, approval),
+        *_privacy_refusals(policy, approval),
+    ]
+
+
+def purpose_problem(purpose: str, reference: str | None) -> str | None:
+    """Says why a purpose cannot be had without a reference; None where it can."""
+    if purpose not in BANNED_PURPOSES or (reference or "").startswith(REFERENCES):
+        return None
+    return (
+        f"purpose: {purpose!r} is prohibited for emotion recognition except for medical or safety reasons (EU AI Act "
+        "art. 5(1)(f)); expected purpose_reference = 'medical: …' or 'safety: …'."
+    )
+
+
+def delta_problem(n_patients: int, delta: float, *, small_population: bool) -> str | None:
+    """Says why a delta is too large for so many patients; None where it is not."""
+    bound = n_patients**-1.1
+    if delta >= bound:
+        return f"delta: expected below 1/n_patients^1.1 = {bound:.3g}; came {delta:g}."
+    if delta > MAX_DELTA and not small_population:
+        return f"delta: expected at most {MAX_DELTA:g} unless small_population = true; came {delta:g}."
+    return None
+
+
+def _study_refusals(policy: Policy, approval: Approval) -> list[str]:
+    problems = []
+    if approval.study not in policy.studies:
+        problems.append(f"study: {approval.study[:16]}… is not among the studies that the policy lists.")
+    if Approver(name=approval.person, public_key=approval.public_key) not in policy.approvers:
+        problems.append(f"person: {approval.person!r} with this key is not among the policy's approvers.")
+    if approval.sites_per_patient > policy.max_sites_per_patient:
+        problems.append(
+            f"sites_per_patient: expected at most {policy.max_sites_per_patient}; came {approval.sites_per_patient}."
+        )
+    return problems
+
+
+def _purpose_refusals(policy: Policy, approval: Approval) -> list[str]:
+    problem = purpose_problem(approval.purpose, approval.purpose_reference)
+    problems = [problem] if problem else []
+    if approval.purpose not in policy.purposes:
+        allowed = ", ".join(policy.purposes) or "none"
+        problems.append(f"purpose: expected one of {allowed}; came {approval.purpose!r}.")
+    return problems
+
+
+def _privacy_refusals(policy: Policy, approval: Approval) -> list[str]:
+    problems = []
+    if approval.mode not in policy.modes:
+        problems.append(f"mode: expected one of {', '.join(policy.modes)}; came {approval.mode!r}.")
+    if not policy.allow_non_private and (approval.mode == "none" or approval.noise == "seeded"):
+        what = "mode 'none'" if approval.mode == "none" else "seeded noise"
+        problems.append(f"mode: {what} is not private; expected a policy with allow_non_private = true.")
+    if approval.epsilon is not None and approval.epsilon > policy.max_epsilon_per_study:
+        problems.append(
+            f"epsilon: expected at most {policy.max_epsilon_per_study:g} for a study; came {approval.epsilon:.4f}."
+        )
+    return problems
+
+
+def _combinations(policy: Policy) -> list[str]:
+    problems = []
+    for key, names in (
+        ("domains", [terms.name for terms in policy.domains]),
+        ("approvers", [approver.name for approver in policy.approvers]),
+        ("studies", list(policy.studies)),
+    ):
+        problems += [
+            f"{key}: {name!r} is there twice." for name in sorted({n for n in names if names.count(n) > 1})
+        ]
+    for index, terms in enumerate(policy.domains):
+        problem = delta_problem(terms.n_patients, terms.delta, small_population=terms.small_population)
+        if problem:
+            problems.append(f"domains[{index}].{problem}")
+    problems += _unprintable(as_plain(policy))
+    return problems
+
+
+def _unprintable(value: object, path: str = "") -> list[str]:
+    if isinstance(value, dict):
+        return [p for key, item in value.items() for p in _unprintable(item, f"{path}.{key}".lstrip("."))]
+    if isinstance(value, list):
+        return [p for index, item in enumerate(value) for p in _unprintable(item, f"{path}[{index}]")]
+    if isinstance(value, str) and not value.isprintable():
+        return [f"{path}: expected printable characters on one line."]
+    return []
