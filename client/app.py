@@ -12,6 +12,7 @@ Guarantees:
 """
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from torch import nn
+from torch import Tensor, nn
 
 from sottovoce.client.evaluate import confusion
 from sottovoce.client.train import TrainResult
@@ -29,10 +30,10 @@ from sottovoce.common import models
 from sottovoce.common import study as studies
 from sottovoce.common.dataset import SiteData
 from sottovoce.common.errors import RunError
-from sottovoce.common.flower import array_record
+from sottovoce.common.flower import array_record, read_weights
 from sottovoce.common.folds import fold_of, leaking_random_fold, n_folds
 from sottovoce.common.study import Study
-from sottovoce.common.weights import from_state_dict
+from sottovoce.common.weights import fill, from_state_dict
 
 CACHE_BYTES = 64_000_000  # of mapped features: they count as this process's memory while they are mapped
 CACHE_SITES = 200  # each holds a file descriptor, of which a process has about a thousand
@@ -46,10 +47,10 @@ def train(message: Message, context: Context) -> Message:
     visit = _visit(message, context)
     allowed = visit.data.trains & ~visit.withheld
     data = visit.data if allowed.all() else visit.data.select(allowed)
-    visit.model.load_state_dict(_arrays(message).to_torch_state_dict())
+    fill(visit.state, read_weights(_arrays(message)))
     result = _train(visit, data)
     metrics = MetricRecord({"loss": result.loss, "n-examples": result.n_examples, "n-steps": result.n_steps})
-    arrays = array_record(from_state_dict(visit.model.state_dict()))
+    arrays = array_record(from_state_dict(visit.state))
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
 
@@ -57,7 +58,7 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Counts (truth, predicted) over the speakers who are withheld, as one flat list."""
     visit = _visit(message, context)
-    visit.model.load_state_dict(_arrays(message).to_torch_state_dict())
+    fill(visit.state, read_weights(_arrays(message)))
     data = visit.data.select(visit.withheld).originals()
     counts = confusion(visit.model, data, len(visit.study.labels.classes), visit.device)
     metrics = MetricRecord({"confusion": counts.reshape(-1).tolist()})
@@ -79,6 +80,7 @@ class _Visit:
     data: SiteData
     withheld: npt.NDArray[np.bool_]
     model: nn.Module
+    state: Mapping[str, Tensor]
     seed: int
     round: int
     rounds: int
@@ -91,17 +93,20 @@ def _visit(message: Message, context: Context) -> _Visit:
     study = _study(_setting(context, "study-file"))
     data = _opened(_site_folder(context))
     seed, fold = int(config["seed"]), int(config["fold"])  # type: ignore[arg-type]
+    device = str(context.node_config.get("device", context.run_config.get("device", "cpu")))
+    model, state = _model(_setting(context, "study-file"), tuple(data.widths.items()), device)
     leaks = bool(config.get("leaking-split", False))
     return _Visit(
         study=study,
         data=data,
         withheld=withheld(data, study, seed=seed, fold=fold, leaking_split=leaks),
-        model=_model(_setting(context, "study-file"), tuple(data.widths.items())),
+        model=model,
+        state=state,
         seed=seed,
         round=int(config["round"]),  # type: ignore[arg-type]
         rounds=int(config["rounds"]),  # type: ignore[arg-type]
         proximal_mu=float(config["proximal-mu"]),  # type: ignore[arg-type]
-        device=str(context.node_config.get("device", context.run_config.get("device", "cpu"))),
+        device=device,
     )
 
 
@@ -175,10 +180,17 @@ def _study(path: str) -> Study:
 
 
 @lru_cache(maxsize=2)
-def _model(study_file: str, widths: tuple[tuple[str, int], ...]) -> nn.Module:
-    # Its own initial weights do not matter: every message brings all of them.
+def _model(
+    study_file: str, widths: tuple[tuple[str, int], ...], device: str
+) -> tuple[nn.Module, Mapping[str, Tensor]]:
+    """Returns the one model of this process, and its tensors.
+
+    Its own initial weights do not matter: every message brings all of them. The tensors stay the model's:
+    training changes them in place.
+    """
     study = _study(study_file)
-    return models.build(study.model, dict(widths), len(study.labels.classes), seed=0)
+    model = models.build(study.model, dict(widths), len(study.labels.classes), seed=0).to(device)
+    return model, model.state_dict()
 
 
 _sites: OrderedDict[Path, SiteData] = OrderedDict()

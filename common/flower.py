@@ -46,6 +46,7 @@ from sottovoce.common.errors import RunError, SottovoceError
 from sottovoce.common.weights import Shape, Weights
 
 VERSION = "1.41.0"
+FLOAT32 = np.dtype(np.float32)
 FOREVER_SECONDS = 1e9
 POLL_SECONDS = 0.02  # on Flower's own grids, which cannot be waited on; they themselves sleep 0.1 s or 3 s
 ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
@@ -99,7 +100,8 @@ class LazyArray(Array):
     @property
     def is_lazy(self) -> bool:
         """Says whether no field was assigned since."""
-        return not self.__dict__.keys() & {"dtype", "shape", "stype"}
+        own = self.__dict__
+        return not ("dtype" in own or "shape" in own or "stype" in own)
 
     @property
     def kept(self) -> NDArray:
@@ -127,17 +129,32 @@ def array_record(weights: Weights) -> ArrayRecord:
     return record
 
 
-def decode(array: Array, shape: Shape, dtype: npt.DTypeLike = np.float32) -> NDArray:
+def config_record(settings: Mapping[str, Scalar]) -> ConfigRecord:
+    """Returns the record of `settings`."""
+    return ConfigRecord(dict(settings))
+
+
+def read_weights(record: ArrayRecord) -> Weights:
+    """Returns a record's arrays, to be read and not kept or changed."""
+    return {
+        name: array.kept if isinstance(array, LazyArray) and array.is_lazy else array.numpy()
+        for name, array in record.items()
+    }
+
+
+def decode(array: Array, shape: Shape, dtype: npt.DTypeLike = FLOAT32) -> NDArray:
     """Returns an array of exactly the expected dtype and shape, read-only or not, to be read and not kept.
 
     Raises:
         ValueError: the array says or holds anything else.
     """
-    expected = f"{np.dtype(dtype)} {shape}"
     if isinstance(array, LazyArray) and array.is_lazy:
-        if array.kept.dtype != dtype or array.kept.shape != shape:
-            raise ValueError(f"expected {expected}; came {array.kept.dtype} {array.kept.shape}")
-        return array.kept
+        kept = array.kept
+        if kept.dtype != dtype or kept.shape != shape:
+            raise ValueError(
+                f"expected {_described(dtype, shape)}; came {_described(kept.dtype, kept.shape)}"
+            )
+        return kept
     if array.stype != SType.NUMPY:
         raise ValueError(f"expected the serialisation {SType.NUMPY!r}; came {str(array.stype)[:40]!r}")
     # The one header that numpy writes for this dtype and shape: nothing a stranger wrote is ever parsed.
@@ -145,8 +162,13 @@ def decode(array: Array, shape: Shape, dtype: npt.DTypeLike = np.float32) -> NDA
     n_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     if len(array.data) != len(header) + n_bytes or not array.data.startswith(header):
         came = f"{str(array.dtype)[:40]} {str(array.shape)[:60]} in {len(array.data)} bytes"
-        raise ValueError(f"expected {expected} in {len(header) + n_bytes} bytes; came {came}")
+        expected = f"{_described(dtype, shape)} in {len(header) + n_bytes} bytes"
+        raise ValueError(f"expected {expected}; came {came}")
     return np.frombuffer(array.data, dtype, offset=len(header)).reshape(shape)
+
+
+def _described(dtype: npt.DTypeLike, shape: Shape) -> str:
+    return f"{np.dtype(dtype)} {shape}"
 
 
 def _npy(ndarray: NDArray) -> bytes:
@@ -180,10 +202,10 @@ class Reply:
 
 
 def instruction(
-    kind: str, node_id: int, arrays: ArrayRecord, config: Mapping[str, Scalar], *, group: str, ttl: float
+    kind: str, node_id: int, arrays: ArrayRecord, config: ConfigRecord, *, group: str, ttl: float
 ) -> Message:
-    """Returns a message to one node. The record is copied, its arrays are shared."""
-    content = RecordDict({ARRAYS: arrays.copy(), CONFIG: ConfigRecord(dict(config))})
+    """Returns a message to one node. The records are copied, the arrays in them are shared."""
+    content = RecordDict({ARRAYS: arrays.copy(), CONFIG: config.copy()})
     return Message(content, node_id, kind, group_id=group, ttl=ttl)
 
 

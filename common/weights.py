@@ -15,8 +15,10 @@ True
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,20 +59,19 @@ class Layout:
     @property
     def size(self) -> int:
         """Returns how many numbers there are in all."""
-        return sum(math.prod(shape) for _, shape in self.entries)
+        return self.spans[-1][2].stop if self.spans else 0
 
-    def spans(self) -> Iterator[tuple[str, Shape, slice]]:
-        """Yields each tensor with its place in the flat vector."""
-        start = 0
-        for name, shape in self.entries:
-            stop = start + math.prod(shape)
-            yield name, shape, slice(start, stop)
-            start = stop
+    @cached_property
+    def spans(self) -> tuple[tuple[str, Shape, slice], ...]:
+        """Returns each tensor with its place in the flat vector."""
+        stops = list(accumulate((math.prod(shape) for _, shape in self.entries), initial=0))
+        spans = zip(self.entries, stops[:-1], stops[1:], strict=True)
+        return tuple((name, shape, slice(start, stop)) for (name, shape), start, stop in spans)
 
     def flatten(self, weights: Weights) -> Array:
         """Returns a new flat vector."""
         flat = np.empty(self.size, np.float32)
-        for name, shape, span in self.spans():
+        for name, shape, span in self.spans:
             flat[span].reshape(shape)[...] = weights[name]
         return flat
 
@@ -78,7 +79,7 @@ class Layout:
         """Returns views of a flat vector, one for each tensor."""
         if flat.shape != (self.size,):
             raise ValueError(f"Expected a vector of {self.size} numbers; came shape {flat.shape}.")
-        return {name: flat[span].reshape(shape) for name, shape, span in self.spans()}
+        return {name: flat[span].reshape(shape) for name, shape, span in self.spans}
 
 
 def from_state_dict(state_dict: "Mapping[str, Tensor]") -> dict[str, Array]:
@@ -89,6 +90,19 @@ def from_state_dict(state_dict: "Mapping[str, Tensor]") -> dict[str, Array]:
     tensors = {name: tensor.detach().cpu().numpy() for name, tensor in state_dict.items()}
     layout = Layout.of(tensors)
     return layout.unflatten(layout.flatten(tensors))
+
+
+def fill(state_dict: "Mapping[str, Tensor]", weights: Weights) -> None:
+    """Writes weights into a model's tensors, as `load_state_dict` does, without its search for surprises.
+
+    Raises:
+        KeyError: a tensor is missing.
+    """
+    for name, tensor in state_dict.items():
+        if tensor.is_cpu:
+            np.copyto(tensor.detach().numpy(), weights[name], casting="no")
+        else:
+            tensor.copy_(to_state_dict({name: weights[name]})[name])
 
 
 def to_state_dict(weights: Weights) -> "dict[str, Tensor]":

@@ -24,14 +24,17 @@ site is sent one. That a reply comes from the site that was asked is `GridExchan
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from sottovoce.common.errors import UpdateRefused
 from sottovoce.common.flower import Metric, Reply, decode
 from sottovoce.common.weights import Layout
 from sottovoce.server.strategies import Vector
 
+Difference = npt.NDArray[np.float64]  # of two float32 numbers: exact
 MAX_COUNT = 2**53  # beyond it a count is no exact number in every language
 
 
@@ -40,7 +43,7 @@ class Update:
     """What one site adds: the difference of weights, flat, and what it says of its training."""
 
     site: str
-    difference: Vector
+    difference: Difference
     loss: float
     n_examples: int
     n_steps: int
@@ -67,11 +70,10 @@ class Contract:
             raise UpdateRefused(f"expected the records arrays and metrics; came also {_names(reply.surplus)}")
         if reply.arrays.keys() != set(self.layout.names):  # 4
             raise UpdateRefused(_key_problem(self.layout, reply))
-        with np.errstate(all="ignore"):  # what overflows is refused, not warned of
-            difference = self._difference(reply)  # 5
-            if not np.isfinite(difference).all():  # 6
-                raise UpdateRefused("expected finite weights; some are not")
-            norm = float(np.linalg.norm(difference.astype(np.float64)))
+        difference = self._difference(reply)  # 5
+        norm = math.sqrt(np.dot(difference, difference))
+        if not math.isfinite(norm):  # 6: squares of float32 numbers never overflow here, so it is the numbers
+            raise UpdateRefused("expected finite weights; some are not")
         if not norm <= self.max_update_norm:  # 7
             raise UpdateRefused(
                 f"expected an update of norm at most {self.max_update_norm:g}; came {norm:.3g}"
@@ -86,14 +88,19 @@ class Contract:
             n_bytes=reply.n_bytes,
         )
 
-    def _difference(self, reply: Reply) -> Vector:
-        difference = np.empty_like(self.sent)
-        for name, shape, span in self.layout.spans():
-            try:
-                came = decode(reply.arrays[name], shape)
-            except ValueError as error:
-                raise UpdateRefused(f"{name}: {error}") from None
-            np.subtract(came.reshape(-1), self.sent[span], out=difference[span])
+    @cached_property
+    def _sent(self) -> Difference:
+        return self.sent.astype(np.float64)
+
+    def _difference(self, reply: Reply) -> Difference:
+        difference = np.empty(self.layout.size)
+        with np.errstate(invalid="ignore"):  # a signalling NaN is refused by the next check
+            for name, shape, span in self.layout.spans:
+                try:
+                    came = decode(reply.arrays[name], shape)
+                except ValueError as error:
+                    raise UpdateRefused(f"{name}: {error}") from None
+                np.subtract(came.reshape(-1), self._sent[span], out=difference[span])
         return difference
 
 

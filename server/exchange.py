@@ -24,6 +24,7 @@ from sottovoce.common.flower import (
     Reply,
     Scalar,
     array_record,
+    config_record,
     exchange,
     instruction,
     reply_of,
@@ -97,7 +98,7 @@ class Collected:
 
     def add(self, update: Update, weight: float) -> None:
         """Adds one update with its public weight."""
-        self.total += weight * update.difference.astype(np.float64)
+        self.total += update.difference if weight == 1.0 else weight * update.difference
         self.weight += weight
         self.loss += weight * update.loss
         self.n_examples += update.n_examples
@@ -181,14 +182,14 @@ class GridExchange:
         return opened
 
     def _ask(self, kind: str, call: Call, sites: Sequence[str]) -> Iterator[Message | None]:
-        arrays = array_record(call.layout.unflatten(call.weights))
+        arrays, config = array_record(call.layout.unflatten(call.weights)), config_record(call.message_config)
         end = time.monotonic() + call.deadline_seconds
         messages = (
             instruction(
                 kind,
                 self._nodes[site],
                 arrays,
-                call.message_config,
+                config,
                 group=call.group,
                 ttl=max(end - time.monotonic(), SHORTEST_TTL_SECONDS),
             )

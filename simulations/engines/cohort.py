@@ -296,5 +296,5 @@ def _add(
         collected.weight += plan.share.weight
         collected.loss += plan.share.weight * float(losses[index]) / max(len(plan.rows), 1)
         collected.n_examples += len(plan.rows)
-    for name, _, span in call.layout.spans():
+    for name, _, span in call.layout.spans:
         collected.total[span] += (shares @ stack[name].flatten(1)).double().numpy()

@@ -14,7 +14,16 @@ from flwr.serverapp.strategy import FedAvg
 
 from sottovoce.common import flower
 from sottovoce.common.errors import RunError
-from sottovoce.common.flower import LazyArray, Node, array_record, decode, exchange, instruction, reply_of
+from sottovoce.common.flower import (
+    LazyArray,
+    Node,
+    array_record,
+    config_record,
+    decode,
+    exchange,
+    instruction,
+    reply_of,
+)
 from sottovoce.simulations.engines.inprocess import InProcessGrid
 from tests.fakes.federations import honest_app, nodes_of, reply, weights_of
 
@@ -69,9 +78,9 @@ def test_what_a_receiver_does_to_its_tensors_is_seen_by_nobody() -> None:
 def test_a_message_may_be_spoiled_without_spoiling_the_next() -> None:
     grid = InProcessGrid(honest_app, nodes_of(2), {})
     record = array_record(weights_of())
-    first = instruction("train", 1, record, {"round": 1}, group="g", ttl=9)
+    first = instruction("train", 1, record, config_record({"round": 1}), group="g", ttl=9)
     del first.content["arrays"]["scale"]
-    second = instruction("train", 2, record, {"round": 1}, group="g", ttl=9)
+    second = instruction("train", 2, record, config_record({"round": 1}), group="g", ttl=9)
     assert "scale" in second.content["arrays"]
     assert len(list(grid.get_node_ids())) == 2
 
@@ -103,7 +112,9 @@ def test_decode_gives_what_was_sent(lazy: bool) -> None:
 
 def test_messages_of_our_version_of_flower_name_their_question() -> None:
     grid = InProcessGrid(honest_app, nodes_of(1), {})
-    question = instruction("train", 1, array_record(weights_of()), {"round": 1}, group="g", ttl=9)
+    question = instruction(
+        "train", 1, array_record(weights_of()), config_record({"round": 1}), group="g", ttl=9
+    )
     (key,) = grid.push_messages([question])
     (answer,) = grid.pull_messages([key])
     assert answer.metadata.reply_to_message_id == key
@@ -112,7 +123,7 @@ def test_messages_of_our_version_of_flower_name_their_question() -> None:
 
 def test_reply_of_believes_nothing_and_never_raises() -> None:
     InProcessGrid(honest_app, nodes_of(1), {})
-    question = instruction("train", 1, array_record({}), {}, group="g", ttl=9)
+    question = instruction("train", 1, array_record({}), config_record({}), group="g", ttl=9)
     strange = Message(RecordDict({"arrays": ConfigRecord({"a": 1}), "x": MetricRecord()}), reply_to=question)
     opened = reply_of(strange)
     assert (opened.arrays, opened.metrics, opened.surplus) == ({}, {}, ("x",))
@@ -149,7 +160,10 @@ def _asked(
     grid: flower.Grid, nodes: Iterable[int], *, window: int, timeout: float = 60.0
 ) -> list[int | None]:
     record = array_record(weights_of())
-    questions = (instruction("train", node, record, {"round": 1}, group="g", ttl=timeout) for node in nodes)
+    questions = (
+        instruction("train", node, record, config_record({"round": 1}), group="g", ttl=timeout)
+        for node in nodes
+    )
     replies = exchange(grid, questions, window=window, timeout=timeout)
     return [None if reply is None else reply.metadata.src_node_id for reply in replies]
 

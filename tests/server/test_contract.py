@@ -48,11 +48,11 @@ def collect(app: object, shares: list[Share] | None = None) -> Collected:
 
 
 def honest_sum(sites: list[str], weights: list[float]) -> np.ndarray:
-    """The sum in the plainest way: float32 differences of what was returned, added in float64."""
+    """The sum in the plainest way."""
     total = np.zeros(LAYOUT.size)
     for site, weight in zip(sites, weights, strict=True):
         returned = {name: array + update_of(site, 1, array.shape, name) for name, array in WEIGHTS.items()}
-        total += weight * (LAYOUT.flatten(returned) - LAYOUT.flatten(WEIGHTS)).astype(np.float64)
+        total += weight * (LAYOUT.flatten(returned).astype(np.float64) - LAYOUT.flatten(WEIGHTS))
     return total
 
 

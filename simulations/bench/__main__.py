@@ -1,0 +1,71 @@
+"""`python -m sottovoce.simulations.bench [--json FILE] [NAME ...]`: runs benchmarks, prints a table, writes JSON.
+
+Exit status 1 if a bar was missed.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+BENCHMARKS = ("features", "rounds", "cohort", "startup", "memory", "private_step")
+
+
+def main(arguments: list[str]) -> int:
+    """Runs what was asked for, or everything."""
+    parser = argparse.ArgumentParser(prog="python -m sottovoce.simulations.bench")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all by default"
+    )
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    chosen = parser.parse_args(arguments)
+    if unknown := [name for name in chosen.names if name not in BENCHMARKS]:
+        parser.error(f"expected names of {', '.join(BENCHMARKS)}; came {', '.join(unknown)}")
+    console, results = Console(), {}
+    for name in chosen.names or BENCHMARKS:
+        module = importlib.import_module(f"sottovoce.simulations.bench.{name}")
+        with console.status(f"measuring {name} ..."):
+            results[name] = module.measure()
+        console.print(table_of(name, results[name]))
+        if chosen.json is not None:  # after each, so that an interruption costs one benchmark
+            chosen.json.parent.mkdir(parents=True, exist_ok=True)
+            chosen.json.write_text(json.dumps(results, indent=1) + "\n")
+    missed = [row for result in results.values() for row in result["rows"] if row.get("met") is False]
+    return 1 if missed else 0
+
+
+def table_of(name: str, result: Mapping[str, Any]) -> Table:
+    """Returns a benchmark's rows as a table."""
+    machine = result.get("machine", {})
+    load = f" (load {machine['load_1_min']} on {machine['cores']} cores)" if machine else ""
+    table = Table(title=f"{name}{load}", title_justify="left")
+    for heading in ("what", "value", "ratio", "bar", "note"):
+        table.add_column(heading, justify="right" if heading in ("value", "ratio") else "left")
+    for row in result["rows"]:
+        table.add_row(row["what"], _value(row), _ratio(row), _bar(row), row.get("note", ""))
+    return table
+
+
+def _value(row: Mapping[str, Any]) -> str:
+    return f"{row['value']:.3g} {row.get('unit', '')}".strip() if "value" in row else "-"
+
+
+def _ratio(row: Mapping[str, Any]) -> str:
+    return f"{row['ratio']:.2f} of {row['against']}" if "ratio" in row else ""
+
+
+def _bar(row: Mapping[str, Any]) -> str:
+    if "bar" not in row:
+        return ""
+    verdict = {True: "[green]met[/]", False: "[red]missed[/]", None: ""}[row.get("met")]
+    return f"{row['bar']} {verdict}".strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
