@@ -77,5 +77,5 @@ def clipped_sum(engine: PatientGradients, batch: Batch, patients: Patients, l2_n
     total = torch.zeros(engine.n_parameters)
     for chunk in engine.chunks(batch, patients):
         norms = torch.linalg.vector_norm(chunk.gradients, dim=1)
-        total += (l2_norm_bound / norms).clamp(max=1.0).nan_to_num(0.0) @ chunk.gradients
+        total += (l2_norm_bound / norms).clamp(max=1.0) @ chunk.gradients
     return total

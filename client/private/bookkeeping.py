@@ -14,6 +14,7 @@ Guarantees: those of `client.private`, and
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -45,6 +46,9 @@ class BookKeeping:
         self._max_patients = max(1, max_floats // self.n_parameters)
         # One buffer for all steps: a fresh one would cost a page fault for every 4 KiB of every step.
         self._buffer = self._trained[0].new_empty(0, self.n_parameters, requires_grad=False)
+        nobody = Sink(self._buffer, self._columns, Rows.of(np.empty(0, np.int64)))
+        with standing_in(self._layers, nobody):
+            pass  # kernels refuse now what they would refuse at the first step
 
     @property
     def n_parameters(self) -> int:

@@ -73,6 +73,7 @@ def merge_low_rank(model: nn.Module) -> None:
         for name in ADAPTED.get(parametrize.type_before_parametrizations(module), ()):
             if parametrize.is_parametrized(module, name):
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+        _put_first(module, ADAPTED.get(type(module), ()))
     model.requires_grad_(True)
 
 
@@ -85,3 +86,11 @@ def parts(module: nn.Module, name: str) -> tuple[Tensor, LowRank | None]:
     if not isinstance(adapter, LowRank) or len(chain) != 1:  # type: ignore[arg-type]
         raise ValueError(f"Expected {name} to have one low-rank adapter; came another parametrization.")
     return chain.original, adapter  # type: ignore[union-attr,return-value]
+
+
+def _put_first(module: nn.Module, names: tuple[str, ...]) -> None:
+    """Restores the order of torch's own layers, weights first: a removed parametrization comes back last."""
+    own = module._parameters
+    rest = [name for name in own if name not in names]
+    for name in [*names, *rest]:
+        own[name] = own.pop(name)

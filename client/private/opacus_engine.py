@@ -60,7 +60,11 @@ class OpacusHooks:
         matrix = self._trained[0].new_empty(len(rows.patients), self.n_parameters, requires_grad=False)
         sink = Sink(matrix, self._columns, rows)
         for module in self._twin.modules():
-            module.training |= not isinstance(module, nn.Dropout)  # the hooks are deaf in a model that evaluates
+            module.training |= not isinstance(
+                module, nn.Dropout
+            )  # the hooks are deaf in a model that evaluates
+        for parameter in self._trained:
+            parameter.grad = None  # or autograd would add to the tensors that are put back below
         try:
             losses = self._loss(self._twin(own.inputs, own.lengths), own.labels)
             with warnings.catch_warnings():

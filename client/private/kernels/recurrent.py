@@ -141,7 +141,9 @@ class LstmKernel(RecurrentKernel):
         minus_one = gates.new_full((), -1.0)
         tables = (gates, *gates.split(hidden, dim=3), heights, cells[:, :-1], cells[:, 1:], states[:, 1:])
         recurrence = _products(gates, states[:, :-1], turned_weight)
-        for products, gate, i, f, g, o, height, before, c, h in zip(recurrence, *_each_step(*tables), strict=True):
+        for products, gate, i, f, g, o, height, before, c, h in zip(
+            recurrence, *_each_step(*tables), strict=True
+        ):
             _add(products)
             gate.sigmoid_()
             torch.add(minus_one, g, alpha=2.0, out=g)
