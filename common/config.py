@@ -6,7 +6,7 @@ Guarantees:
   - `canonical` gives one text per tree: equal trees have equal text, whatever the file looked like.
 
 The types understood: bool, int, float, str, Literal, tuple[X, ...], Mapping[str, X], X | None, frozen
-dataclasses, and unions of dataclasses told apart by their first field, `kind: Literal["name"]`.
+dataclasses, and unions of dataclasses told apart by their first field, say `kind: Literal["name"]`.
 `Annotated[float, Interval(0, 1)]` adds a range.
 
 >>> from dataclasses import dataclass
@@ -24,7 +24,6 @@ import functools
 import json
 import math
 import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints

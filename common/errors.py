@@ -8,6 +8,7 @@
     ├── UpdateRefused           an update that broke the input contract; the round goes on without it
     ├── QuorumError             too few sites answered; the round is not applied
     ├── RunError                a run folder that is damaged, of another study, or in use
+    ├── PrivacyError            gradients or constants that no guarantee can be given for
     ├── LedgerError             a ledger that is damaged, copied, in use, or asked for what its rules forbid
     ├── PolicyError             a site's policy file that cannot be used; carries every problem at once
     └── KeyFileError            a key file that is missing, readable by others, or no key
@@ -63,6 +64,10 @@ class QuorumError(SottovoceError):
 
 class RunError(SottovoceError):
     """A run folder that is damaged, belongs to another study, or is in use."""
+
+
+class PrivacyError(SottovoceError):
+    """Gradients or constants that no guarantee can be given for; nothing was released."""
 
 
 class LedgerError(SottovoceError):

@@ -34,7 +34,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.special import bdtrc, logsumexp
 
-from sottovoce.common.errors import SottovoceError
+from sottovoce.common.errors import PrivacyError
 from sottovoce.common.privacy.mixture import Mixture
 
 GRID = 1e-4  # of privacy loss; the verifier's is ten times finer
@@ -66,9 +66,9 @@ class Event:
         for name, low, high in _LIMITS:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise AccountingError(f"Expected {name}={value} in [{low}, {high}].")
+                raise PrivacyError(f"Expected {name}={value} in [{low}, {high}].")
         if self.mechanism != "poisson_gaussian":
-            raise AccountingError(f"Expected mechanism='poisson_gaussian'; came {self.mechanism!r}.")
+            raise PrivacyError(f"Expected mechanism='poisson_gaussian'; came {self.mechanism!r}.")
 
 
 _LIMITS: tuple[tuple[str, float, float], ...] = (
@@ -79,10 +79,6 @@ _LIMITS: tuple[tuple[str, float, float], ...] = (
     ("n_patients", 1, 10_000_000),
     ("records_per_patient", 1, 128),
 )
-
-
-class AccountingError(SottovoceError):
-    """Numbers that no accountant can take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,10 +110,10 @@ def epsilon(
     | truncation alone takes more than delta   | the mixture's; inf if records > 1     |
 
     Raises:
-        AccountingError: delta is not in [1e-10, 1).
+        PrivacyError: delta is not in [1e-10, 1).
     """
     if not SMALLEST_DELTA <= delta < 1:
-        raise AccountingError(f"Expected delta={delta} in [{SMALLEST_DELTA}, 1).")
+        raise PrivacyError(f"Expected delta={delta} in [{SMALLEST_DELTA}, 1).")
     return _epsilon(merged(events), delta, grid, adjacency)
 
 
@@ -165,20 +161,20 @@ def noise_for(target_epsilon: float, delta: float, event: Event, *, spent: Seque
     """Returns the smallest noise multiplier (to 0.1 %, rounded up) that keeps `spent` plus the event in target.
 
     Raises:
-        AccountingError: no noise multiplier up to 100,000 does; name what was asked.
+        PrivacyError: no noise multiplier up to 100,000 does; name what was asked.
     """
 
-    def within(noise_multiplier: float) -> bool:
-        both = [*spent, replace(event, noise_multiplier=noise_multiplier)]
-        return (
-            epsilon(both, delta, grid=10 * GRID) <= target_epsilon and epsilon(both, delta) <= target_epsilon
-        )
+    def within(exponent: int, grid: float) -> bool:
+        both = [*spent, replace(event, noise_multiplier=1.001**exponent)]
+        return epsilon(both, delta, grid=grid) <= target_epsilon
 
-    # Rounds of a geometric grid of step 0.1 %: exponents of 1.001.
-    low, high = math.floor(math.log(0.05) / math.log(1.001)) + 1, math.floor(math.log(1e5) / math.log(1.001))
-    first = _first(low, high, lambda exponent: within(1.001**exponent), guess=0)
+    # Multiples of 0.1 %, as exponents of 1.001; a coarse grid finds the place, the fine one has the last word.
+    low, high = math.ceil(math.log(0.05) / math.log(1.001)), math.floor(math.log(1e5) / math.log(1.001))
+    first = _first(low, high, lambda exponent: within(exponent, 5 * GRID), guess=0)
+    while first is not None and not within(first, GRID):
+        first = first + 1 if first < high else None
     if first is None:
-        raise AccountingError(
+        raise PrivacyError(
             f"No noise reaches epsilon={target_epsilon} at delta={delta}: take fewer rounds, a smaller "
             "sampling_prob, or a larger target."
         )
@@ -290,11 +286,12 @@ def _width(event: Event) -> float:
 def _composed(events: tuple[Event, ...], grid: float, adjacency: Adjacency, mixes: bool) -> Any:
     whole = None
     for event in events:
-        part = _step(event, grid, adjacency, mixes).self_compose(event.steps)
+        part = _step(replace(event, steps=1), grid, adjacency, mixes).self_compose(event.steps)
         whole = part if whole is None else whole.compose(part)
     return whole
 
 
+@lru_cache(maxsize=8)
 def _step(event: Event, grid: float, adjacency: Adjacency, mixes: bool) -> Any:
     """Returns the privacy loss distribution of one step."""
     from dp_accounting import NeighboringRelation

@@ -1,0 +1,295 @@
+"""The one place where clip, noise, sampling and accountant meet; it states what they promise together.
+
+    units drawn by secret coins (`draw`) -> one gradient for each (`client/private`) -> `release`:
+    clip -> integer grid -> sum -> integer noise -> divided by a public constant
+
+Guarantees, for a site that makes `steps_per_round` releases in each of `rounds` rounds by `draw` and `release`:
+  - Whoever sees all releases, the study, and everything of every other site, gains at most (epsilon, delta) on
+    whether any one patient took part at all: add or remove the patient with all recordings.
+  - epsilon is `cost(spec, rounds).epsilon`, an upper bound, for every number of patients up to `n_patients_public`.
+  - The releases and the accounting take the same constants from the same frozen spec; none is derived from data.
+
+It does not cover: a patient under two ids, other voices in a recording, features that were normalised by other
+patients' recordings, what was published elsewhere, nor how long training took.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from sottovoce.common.errors import PrivacyError
+from sottovoce.common.privacy import accountant, prv
+from sottovoce.common.privacy.accountant import Event
+from sottovoce.common.privacy.clip import clip, quantised_sum
+from sottovoce.common.privacy.noise import add_noise
+from sottovoce.common.privacy.sampling import Indices, choose_recordings, draw_units, first_recordings
+from sottovoce.common.privacy.source import Source
+from sottovoce.common.privacy.stages import SIMULATED, NoisySum, PatientGradients, PrivateUpdate
+from sottovoce.common.privacy_specs import USUAL_DELTA, LocalPrivacy, largest_delta, weaknesses
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guarantee:
+    """What is promised, to whom, against whom: the words that stand beside every figure."""
+
+    unit: Literal["patient", "utterance"]
+    adjacency: str = "add or remove one patient, with all recordings"
+    adversary_view: str = (
+        "every release of the site, the whole study file, and everything that other sites hold; "
+        "not the site's coins, noise, or gradients before noise"
+    )
+    mechanism: str = "Poisson-sampled Gaussian on an integer grid, draws capped"
+    accountant: str = "PLD (dp-accounting), pessimistic; RDP and PRV beside it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a study costs each patient: one guarantee, and the same seen from other sides.
+
+    `epsilon` is the patient's in every unit. `record_epsilon` is one recording's, in unit `utterance` only: a
+    smaller figure about a smaller thing. `by_sites[k - 1]` is for a patient who is in k sites.
+    """
+
+    epsilon: float
+    delta: float
+    replace_one: float
+    rdp: accountant.Rdp
+    prv: tuple[float, float] | None
+    by_sites: tuple[float, ...]
+    record_epsilon: float | None
+    epsilon_at_usual_delta: float
+    weak: tuple[str, ...]
+    simulated: bool
+    guarantee: Guarantee
+    events: tuple[Event, ...]
+
+    def sentence(self) -> str:
+        """Returns the figure as one line, with what belongs beside it."""
+        said = f"epsilon {self.epsilon:.2f} at delta {self.delta:g} for each patient"
+        if self.delta > USUAL_DELTA:
+            said += f" (epsilon {self.epsilon_at_usual_delta:.2f} at {USUAL_DELTA:g})"
+        if self.weak:
+            said += f"; weak: {'; '.join(self.weak)}"
+        return f"{SIMULATED}; this study would cost {said}" if self.simulated else said
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """One step's draw: which recordings, and to which row of the gradient matrix each belongs. Private."""
+
+    recordings: Indices
+    rows: Indices
+    n_rows: int
+
+    def __repr__(self) -> str:
+        return "Draw(...)"  # who was drawn is the secret that amplification rests on
+
+
+def draw(
+    spec: LocalPrivacy, owners: Indices, n_patients: int, source: Source, *, withdrawn: Collection[int] = ()
+) -> Draw:
+    """Draws one step's units by the secret coins.
+
+    `owners[i]` is the patient (0 to n_patients - 1) of recording i.
+
+    Raises:
+        PrivacyError: the site has more patients than the study allows for.
+    """
+    _check_source(spec, source)
+    if n_patients > spec.n_patients_public:
+        raise PrivacyError(
+            f"Expected at most n_patients_public={spec.n_patients_public} patients; this site has more. "
+            "It cannot take part in this study."
+        )
+    if spec.unit == "utterance":
+        return _draw_recordings(spec, owners, source, withdrawn)
+    patients = draw_units(
+        n_patients, sampling_prob=spec.sampling_prob, cap=spec.draw_cap, source=source, withdrawn=withdrawn
+    )
+    recordings = choose_recordings(owners, patients, n_most=spec.utterances_per_patient, source=source)
+    present, rows = np.unique(owners[recordings], return_inverse=True)
+    return Draw(recordings=recordings, rows=rows.astype(np.int64), n_rows=len(present))
+
+
+def release(gradients: PatientGradients, spec: LocalPrivacy, source: Source) -> PrivateUpdate:
+    """Makes one step's gradients private: the only way from `PatientGradients` to `PrivateUpdate`.
+
+    Raises:
+        PrivacyError: more rows than the cap, a gradient that is not finite, or a source that is not the spec's.
+    """
+    _check_source(spec, source)
+    if len(gradients.values) > spec.draw_cap:
+        raise PrivacyError(f"Expected at most cap={spec.draw_cap} rows of gradients; draw them with `draw`.")
+    total = quantised_sum(clip(gradients, spec.clip_norm), spec.grid_step)
+    return _decoded(add_noise(total, spec.noise_multiplier, source), spec.expected_patients)
+
+
+def after_steps(values: np.ndarray, steps: Sequence[PrivateUpdate]) -> PrivateUpdate:
+    """Marks what was computed from `steps` and public numbers alone (a round's change of weights) as private.
+
+    This is post-processing: it costs nothing. The caller promises that no other private number is in `values`.
+    """
+    return PrivateUpdate(
+        values=np.asarray(values, dtype=np.float32),
+        steps=sum(step.steps for step in steps),
+        simulated=any(step.simulated for step in steps),
+    )
+
+
+def events(spec: LocalPrivacy, rounds: int) -> list[Event]:
+    """Returns what the ledger records for so many rounds."""
+    return [
+        Event(
+            noise_multiplier=spec.noise_multiplier,
+            sampling_prob=spec.sampling_prob,
+            steps=rounds * spec.steps_per_round,
+            cap=spec.draw_cap,
+            n_patients=spec.n_patients_public,
+            records_per_patient=spec.records_per_patient,
+        )
+    ]
+
+
+def cost(spec: LocalPrivacy, rounds: int) -> Cost:
+    """Returns what the study costs each patient, with everything that is printed beside the figure."""
+    all_events, delta = events(spec, rounds), spec.delta
+    by_sites = tuple(
+        accountant.epsilon(accountant.in_sites(all_events, k), delta)
+        for k in range(1, spec.max_sites_per_patient + 1)
+    )
+    one_record = accountant.per_record(all_events)
+    return Cost(
+        epsilon=by_sites[0],
+        delta=delta,
+        replace_one=accountant.epsilon(all_events, delta, adjacency="replace_one"),
+        rdp=accountant.rdp_epsilon(all_events, delta),
+        prv=prv.bracket(all_events, delta),
+        by_sites=by_sites,
+        record_epsilon=accountant.epsilon(one_record, delta) if spec.unit == "utterance" else None,
+        epsilon_at_usual_delta=accountant.epsilon(all_events, min(delta, USUAL_DELTA)),
+        weak=weaknesses(spec),
+        simulated=spec.seeded_noise,
+        guarantee=Guarantee(unit=spec.unit),
+        events=tuple(all_events),
+    )
+
+
+def plan_tables(
+    spec: LocalPrivacy,
+    rounds: int,
+    *,
+    target_epsilon: float | None = None,
+    spent: Sequence[Event] = (),
+    cap: float | None = None,
+) -> dict[str, Any]:
+    """Answers, before anything runs, what a study costs and what else could be had: plain data for printing.
+
+    `study`: the cost. `noise`: the noise multiplier for each target epsilon (the one asked for, or 1, 3 and 8).
+    `rounds_left`: under `cap` after `spent`. `deltas`: epsilon at other deltas. `patients`: epsilon if more or
+    fewer patients took part, with the same expected draw and the delta that their number calls for.
+    """
+    return {
+        "study": _study_table(spec, rounds, cost(spec, rounds)),
+        "noise": _noise_table(spec, rounds, [target_epsilon] if target_epsilon else [1.0, 3.0, 8.0]),
+        "rounds_left": None if cap is None else _rounds_left(spec, spent, cap),
+        "deltas": [
+            {"delta": delta, "epsilon": epsilon}
+            for delta, epsilon in accountant.curve(events(spec, rounds), _deltas(spec))
+        ],
+        "patients": [_with_patients(spec, rounds, factor) for factor in (0.25, 0.5, 1.0, 2.0, 4.0)],
+    }
+
+
+def _check_source(spec: LocalPrivacy, source: Source) -> None:
+    if source.simulated and not spec.seeded_noise:
+        raise PrivacyError(
+            "Expected a secret source; came a seeded one, and the study does not say seeded_noise = true."
+        )
+
+
+def _draw_recordings(spec: LocalPrivacy, owners: Indices, source: Source, withdrawn: Collection[int]) -> Draw:
+    # Which recordings of a patient with too many take part is fixed: chosen anew at each step, one more
+    # recording would displace another, and the recording's own figure would not hold.
+    eligible = first_recordings(owners, n_most=spec.utterances_per_patient)
+    gone = np.flatnonzero(np.isin(owners[eligible], list(withdrawn)))
+    units = draw_units(
+        len(eligible), sampling_prob=spec.sampling_prob, cap=spec.draw_cap, source=source, withdrawn=gone
+    )
+    return Draw(recordings=eligible[units], rows=np.arange(len(units)), n_rows=len(units))
+
+
+def _decoded(noisy: NoisySum, expected_units: float) -> PrivateUpdate:
+    values = noisy.values * (noisy.grid_step / expected_units)
+    return PrivateUpdate(values=values.astype(np.float32), steps=1, simulated=noisy.simulated)
+
+
+def _study_table(spec: LocalPrivacy, rounds: int, figures: Cost) -> dict[str, Any]:
+    return {
+        "sentence": figures.sentence(),
+        "unit": spec.unit,
+        "rounds": rounds,
+        "steps": rounds * spec.steps_per_round,
+        "noise_multiplier": spec.noise_multiplier,
+        "sampling_prob": spec.sampling_prob,
+        "draw_cap": spec.draw_cap,
+        "delta": figures.delta,
+        "epsilon": figures.epsilon,
+        "replace_one": figures.replace_one,
+        "rdp": figures.rdp.epsilon,
+        "rdp_dropped_orders": list(figures.rdp.dropped_orders),
+        "prv": None if figures.prv is None else list(figures.prv),
+        "by_sites": list(figures.by_sites),
+        "record_epsilon": figures.record_epsilon,
+        "epsilon_at_usual_delta": figures.epsilon_at_usual_delta,
+        "weak": list(figures.weak),
+        "adjacency": figures.guarantee.adjacency,
+        "adversary_view": figures.guarantee.adversary_view,
+    }
+
+
+def _noise_table(
+    spec: LocalPrivacy, rounds: int, targets: Sequence[float]
+) -> list[Mapping[str, float | None]]:
+    (event,) = events(spec, rounds)
+    rows: list[Mapping[str, float | None]] = []
+    for target in targets:
+        try:
+            noise: float | None = accountant.noise_for(target, spec.delta, event)
+        except PrivacyError:
+            noise = None  # no noise reaches it: an answer, printed as such
+        rows.append({"epsilon": target, "noise_multiplier": noise})
+    return rows
+
+
+def _rounds_left(spec: LocalPrivacy, spent: Sequence[Event], cap: float) -> dict[str, float]:
+    (event,) = events(spec, 1)
+    steps = accountant.steps_left(cap, spec.delta, event, spent=spent)
+    return {"cap": cap, "rounds": steps // spec.steps_per_round, "steps": steps}
+
+
+def _deltas(spec: LocalPrivacy) -> list[float]:
+    powers = [10.0**-k for k in range(2, 10)]
+    return sorted(
+        {spec.delta, *(d for d in powers if d < largest_delta(spec.n_patients_public))}, reverse=True
+    )
+
+
+def _with_patients(spec: LocalPrivacy, rounds: int, factor: float) -> dict[str, float]:
+    n_patients = max(2, round(spec.n_patients_public * factor))
+    # Just below N^-1.1, by 1 %: the rule asks for less, not for equal.
+    delta = min(spec.delta, 0.99 * largest_delta(n_patients))
+    other = replace(
+        spec,
+        n_patients_public=n_patients,
+        sampling_prob=min(1.0, spec.sampling_prob * spec.n_patients_public / n_patients),
+        cap=None,
+        delta=delta,
+    )
+    return {
+        "n_patients": n_patients,
+        "sampling_prob": other.sampling_prob,
+        "delta": delta,
+        "epsilon": accountant.epsilon(events(other, rounds), delta),
+    }

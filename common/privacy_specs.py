@@ -1,0 +1,175 @@
+"""What a study promises its patients: public constants, and the formulas that follow from them.
+
+Nothing here is taken from private data: who writes a study writes these numbers, and a hospital whose patients
+do not fit (`n_patients_public`) does not take part.
+
+Guarantees:
+  - delta is below 1 / N^1.1, and at most 1e-5 unless the study says `small_population = true`.
+  - Whatever makes a figure weak is named (`weaknesses`).
+  - The default cap and the default grid are formulas of the constants: every reader gets the same numbers.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from sottovoce.common.config import Interval
+
+USUAL_DELTA = 1e-5
+FEW_PATIENTS = 1000  # below, the word "strong" is never earned
+GRID_CELLS = 2**20  # a clipping norm in grid steps, by default
+FEWEST_CELLS, MOST_CELLS = 2**8, 2**26  # at most 2^26: a patient's squared norm stays an exact float64
+MAX_STEPS = 10_000_000
+CAP_LOG_PROB = -math.log(1e-15)  # a draw beyond the default cap has at most this probability, 1e-15
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoPrivacy:
+    """Research only; every artefact says NOT PRIVATE."""
+
+    mode: Literal["none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalPrivacy:
+    """DP-SGD inside the site: whatever leaves is private already, and nobody outside needs to be trusted.
+
+    Each step draws every patient with `sampling_prob` (at most `cap` of them), takes at most
+    `utterances_per_patient` recordings of each, clips the mean of their gradients to `clip_norm`, adds Gaussian
+    noise of deviation `noise_multiplier * clip_norm` to the sum and divides by `expected_patients`.
+
+    | unit        | drawn and clipped         | the ledger's figure                                           |
+    |-------------|---------------------------|---------------------------------------------------------------|
+    | `patient`   | a patient                 | the patient's                                                 |
+    | `utterance` | one recording             | the patient's too, from at most `utterances_per_patient`      |
+    |             |                           | recordings each drawn by itself; the recording's is beside it |
+
+    `n_patients_public` is an upper bound for every site; `expected_patients` counts units (patients or
+    recordings). `max_sites_per_patient` is a promise about enrolment: figures for 1 to so many sites are printed.
+    `seeded_noise` is for simulation: reproducible, and NOT PRIVATE.
+    """
+
+    mode: Literal["local"]
+    clip_norm: Annotated[float, Interval(1e-6, 1e6)]
+    noise_multiplier: Annotated[float, Interval(0.05, 1e5)]
+    sampling_prob: Annotated[float, Interval(1e-6, 1.0)]
+    n_patients_public: Annotated[int, Interval(2, 1_000_000)]
+    expected_patients: Annotated[float, Interval(1e-3, 1e7)]
+    steps_per_round: Annotated[int, Interval(1, 100_000)]
+    delta: Annotated[float, Interval(1e-10, 0.5)]
+    unit: Literal["patient", "utterance"] = "patient"
+    utterances_per_patient: Annotated[int, Interval(1, 128)] = 8
+    cap: Annotated[int, Interval(1, 10_000_000)] | None = None
+    grid: Annotated[float, Interval(1e-15, 1e4)] | None = None
+    small_population: bool = False
+    max_sites_per_patient: Annotated[int, Interval(1, 50)] = 1
+    seeded_noise: bool = False
+
+    @property
+    def n_units(self) -> int:
+        """The largest number of units a site can have: patients, or recordings."""
+        return self.n_patients_public * self.records_per_patient
+
+    @property
+    def records_per_patient(self) -> int:
+        """How many units of a draw one patient can be."""
+        return 1 if self.unit == "patient" else self.utterances_per_patient
+
+    @property
+    def draw_cap(self) -> int:
+        """The largest draw: the study's, or where Bernstein's inequality leaves a larger one 1e-15.
+
+        >>> LocalPrivacy(
+        ...     mode="local", clip_norm=1.0, noise_multiplier=1.0, sampling_prob=0.064, n_patients_public=1000,
+        ...     expected_patients=64, steps_per_round=10, delta=1e-5,
+        ... ).draw_cap
+        141
+        """
+        if self.cap is not None:
+            return self.cap
+        mean = self.n_units * self.sampling_prob
+        third = CAP_LOG_PROB / 3
+        beyond = third + math.sqrt(third**2 + 2 * CAP_LOG_PROB * mean * (1 - self.sampling_prob))
+        return min(self.n_units, math.ceil(mean + beyond))
+
+    @property
+    def grid_step(self) -> float:
+        """The step that gradients are rounded to: the study's, or a clipping norm in 2^20 parts."""
+        return self.clip_norm / GRID_CELLS if self.grid is None else self.grid
+
+
+PrivacySpec = NoPrivacy | LocalPrivacy
+
+
+def largest_delta(n_patients: int) -> float:
+    """Returns the delta that a study of so many patients must stay below.
+
+    >>> round(largest_delta(24), 4), largest_delta(100_000) < 1e-5
+    (0.0303, True)
+    """
+    return float(n_patients**-1.1)
+
+
+def problems(spec: PrivacySpec, *, rounds: int, n_sites: int) -> list[str]:
+    """Returns what is wrong between constants that are right one by one, each with its key."""
+    if isinstance(spec, NoPrivacy):
+        return []
+    return [*_delta_problems(spec), *_draw_problems(spec), *_size_problems(spec, rounds, n_sites)]
+
+
+def weaknesses(spec: LocalPrivacy) -> tuple[str, ...]:
+    """Returns why figures of this study are printed with the word `weak`; empty if nothing is."""
+    reasons = []
+    if spec.n_patients_public < FEW_PATIENTS:
+        reasons.append(f"{spec.n_patients_public} patients at most, fewer than {FEW_PATIENTS:,}")
+    if spec.small_population:
+        reasons.append(
+            f"delta {spec.delta:g} (small_population); the epsilon at {USUAL_DELTA:g} is beside it"
+        )
+    if spec.unit == "utterance":
+        reasons.append("recordings are drawn and clipped one by one, not patients")
+    return tuple(reasons)
+
+
+def _delta_problems(spec: LocalPrivacy) -> list[str]:
+    found, largest = [], largest_delta(spec.n_patients_public)
+    if spec.delta >= largest:
+        found.append(
+            f"privacy.delta: expected less than n_patients_public^-1.1 = {largest:.3g}; came {spec.delta:g}."
+        )
+    if spec.delta > USUAL_DELTA and not spec.small_population:
+        found.append(
+            f"privacy.delta: expected at most {USUAL_DELTA:g}; came {spec.delta:g}. A study of few patients may "
+            "set small_population = true; its figures are then printed as weak."
+        )
+    return found
+
+
+def _draw_problems(spec: LocalPrivacy) -> list[str]:
+    found, mean = [], spec.n_units * spec.sampling_prob
+    if spec.cap is not None and not mean <= spec.cap <= spec.n_units:
+        found.append(
+            f"privacy.cap: expected between the mean draw {mean:g} and all {spec.n_units}; came {spec.cap}. "
+            "Leave it out for a cap that practically never binds."
+        )
+    if spec.expected_patients > spec.n_units:
+        found.append(
+            f"privacy.expected_patients: expected at most {spec.n_units}; came {spec.expected_patients:g}."
+        )
+    return found
+
+
+def _size_problems(spec: LocalPrivacy, rounds: int, n_sites: int) -> list[str]:
+    found, cells = [], spec.clip_norm / spec.grid_step
+    if not FEWEST_CELLS <= cells <= MOST_CELLS:
+        found.append(
+            f"privacy.grid: expected clip_norm / grid in [2^8, 2^26]; came {cells:g}. Leave it out for 2^20."
+        )
+    if rounds * spec.steps_per_round > MAX_STEPS:
+        found.append(f"privacy.steps_per_round: expected at most {MAX_STEPS:,} steps in all rounds together.")
+    if spec.max_sites_per_patient > n_sites:
+        found.append(
+            f"privacy.max_sites_per_patient: expected at most n_sites={n_sites}; "
+            f"came {spec.max_sites_per_patient}."
+        )
+    return found
