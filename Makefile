@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+SEEDS  ?= 5
 # One thread per process: two torch threads on two cores are slower than one, and results stay the same bits.
 export OMP_NUM_THREADS := 1
 export FLWR_TELEMETRY_ENABLED := 0
@@ -11,7 +12,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 .PHONY: demo test check bench results clean
 
 demo: $(READY)  ## the main job on the embedded corpus: a federated study, evaluated and reported
-	$(BIN)/sottovoce simulate simulations/scenarios/demo.toml --out runs/demo --workers 2 --overwrite
+	$(BIN)/sottovoce simulate simulations/scenarios/demo.toml --out runs/demo --twins --overwrite
 
 test: $(READY)  ## every test
 	$(BIN)/python -m pytest
@@ -29,7 +30,7 @@ bench: $(READY)  ## speed and memory, as ratios measured in one run
 	$(BIN)/python -m sottovoce.simulations.bench --json runs/bench.json
 
 results: $(READY)  ## the accuracy tables of docs/results.md (RAVDESS=folder of the corpus)
-	$(BIN)/python -m sottovoce.simulations.results --ravdess "$(RAVDESS)"
+	$(BIN)/python -m sottovoce.simulations.results --ravdess "$(RAVDESS)" --seeds $(SEEDS)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
