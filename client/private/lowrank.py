@@ -7,8 +7,8 @@
 Noise is added to every trained parameter, so fewer of them are less noise (Hu et al. 2021; Yu et al. 2022).
 
 Guarantees:
-  - The model's outputs are the same bits before and after `add_low_rank`: `up` starts at zero.
-  - `merge_low_rank` leaves the names and shapes of the model as it was before.
+  - The weights in force are the same bits before and after `add_low_rank`: `up` starts at zero.
+  - `merge_low_rank` leaves the names, shapes and order of the model's parameters as they were before.
   - The adapters come from the seed alone; torch's global random state is left as it was.
 """
 

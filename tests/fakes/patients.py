@@ -37,7 +37,10 @@ def picked(batch: Batch, rows: "np.ndarray[tuple[int], np.dtype[np.int64]] | sli
 
 
 def one_by_one(model: nn.Module, loss: Loss, batch: Batch, patients: Patients, n_patients: int) -> Tensor:
-    """Returns each patient's mean gradient by torch's own layers in float64, one recording at a time."""
+    """Returns each patient's mean gradient by torch's own layers in float64, one recording at a time.
+
+    In float64 because nn.LSTM in float32 is itself 4.8e-4 off (oneDNN).
+    """
     exact = copy.deepcopy(model).double()
     trained = [parameter for parameter in exact.parameters() if parameter.requires_grad]
     rows = torch.zeros(n_patients, sum(p.numel() for p in trained), dtype=torch.float64)
@@ -52,11 +55,12 @@ def one_by_one(model: nn.Module, loss: Loss, batch: Batch, patients: Patients, n
 def worst_tensor(found: Tensor, wanted: Tensor, parameters: Sequence[nn.Parameter]) -> float:
     """Returns the largest relative error of one parameter's gradient in one patient's row.
 
-    Relative to that tensor's norm, or to a 10,000th of the row's where that is more: the gradient of a bias in
-    front of a softmax over time is zero, and what stands there is the rounding of others.
+    Relative to that tensor's norm, or to a hundredth of the row's where that is more: at 1e-5 this is one
+    rounding of a float32 row. The gradient of a bias in front of a softmax over time is zero, and what stands
+    there in float32 is the rounding of others.
     """
     sizes = [p.numel() for p in parameters if p.requires_grad]
-    floor = 1e-4 * wanted.norm(dim=1)
+    floor = 1e-2 * wanted.norm(dim=1)
     return max(
         float(((a - b).norm(dim=1) / torch.maximum(b.norm(dim=1), floor)).nan_to_num(0.0).max())
         for a, b in zip(found.double().split(sizes, dim=1), wanted.split(sizes, dim=1), strict=True)

@@ -37,11 +37,15 @@ def test_rows_of_adapters_equal_a_float64_loop(name: str, moved: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ADAPTABLE)
-def test_adapters_change_no_bit_of_the_output_at_first(name: str) -> None:
+def test_adapters_change_no_bit_of_a_weight_at_first(name: str) -> None:
     plain = models.build(MODELS[name], WIDTHS, N_CLASSES, seed=0)
+    model = adapted(name, moved=False)
     with torch.no_grad():
-        wanted = plain(BATCH.inputs, BATCH.lengths)
-        assert torch.equal(adapted(name, moved=False)(BATCH.inputs, BATCH.lengths), wanted)
+        for path, module in plain.named_modules():
+            for own in vars(module).get("_parameters", {}):
+                assert torch.equal(getattr(model.get_submodule(path), own), getattr(module, own))
+        # torch takes another way through nn.RNN when its weights are no parameters: one rounding apart
+        torch.testing.assert_close(model(BATCH.inputs, BATCH.lengths), plain(BATCH.inputs, BATCH.lengths))
 
 
 @pytest.mark.parametrize("name", ADAPTABLE)
