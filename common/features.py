@@ -58,9 +58,9 @@ from sottovoce.common.feature_specs import (
     ZeroCrossings,
 )
 
-EXTRACTOR_VERSION = 1  # part of every cache key: raise it when any number below changes
+EXTRACTOR_VERSION = 2  # part of every cache key: raise it when any number below changes
 BLOCK_FRAMES = 256  # always this many rows: a product's rounding may depend on its size; and they fit a cache
-BATCH_FRAMES = 16_384  # how much is in work at one time
+BATCH_FRAMES = 8192  # how much is in work at one time
 DELTA_WIDTH = 9
 VOICED_PERIODICITY = 0.6
 PERCENTILES = (20.0, 80.0)
@@ -82,6 +82,7 @@ def extract(
         raise ValueError(f"Expected waveforms of one sample rate; came {sorted(rates)}.")
     if any(len(waveform.samples) == 0 for waveform in waveforms):
         raise ValueError("Expected at least one sample in every waveform; came an empty one.")
+    _keep_freed_memory()
     parts = list(dict.fromkeys(part for stream in streams for part in stream.parts))
     features = []
     with torch.inference_mode():
@@ -89,6 +90,13 @@ def extract(
             columns = _columns(batch, parts, frames)
             features += [{stream.name: _stream(stream, mine) for stream in streams} for mine in columns]
     return features
+
+
+@lru_cache
+def _keep_freed_memory() -> None:
+    # The C library gives large freed blocks back to the system and gets fresh pages for the next ones: a sixth
+    # of the time went there. Having freed one block this large, it keeps smaller ones.
+    np.empty(31 << 20, dtype=np.uint8)
 
 
 def width(stream: FeatureStream, frames: Frames, sample_rate_hz: int) -> int:
@@ -187,6 +195,7 @@ class _Tape:
         reach = max(frames.fft_size, self.window, *(_reach(part, self.rate) for part in parts)) // 2 + 1
         gap = -(-reach // self.hop)
         self.margin = gap * self.hop
+        self._rooms: dict[tuple[int, type], npt.NDArray[Any]] = {}
         self.rows: list[tuple[int, int]] = []  # of each recording: first row, number of rows
         row = 0
         for waveform in waveforms:
@@ -198,14 +207,20 @@ class _Tape:
 
     def _write(self, waveforms: Sequence[Waveform], length: int) -> None:
         self.samples = np.zeros(length)
-        changes = np.zeros(length, dtype=np.int32)
+        self.sign_changes = np.zeros(length, dtype=np.uint8)
         for (first, _), waveform in zip(self.rows, waveforms, strict=True):
             start = self.margin + first * self.hop
             end = start + len(waveform.samples)
             self.samples[start:end] = waveform.samples
             negative = waveform.samples < -1e-10  # librosa's threshold
-            changes[start + 1 : end] = negative[1:] != negative[:-1]
-        self.sign_changes = np.cumsum(changes)
+            self.sign_changes[start + 1 : end] = negative[1:] != negative[:-1]
+
+    def room(self, width: int, kind: type) -> npt.NDArray[Any]:
+        """Returns a block's worth of columns, the same ones each time: zero until somebody writes there."""
+        key = (width, kind)
+        if key not in self._rooms:
+            self._rooms[key] = np.zeros((BLOCK_FRAMES, width), dtype=kind)
+        return self._rooms[key]
 
     def view(self, first_row: int, length: int, offset: int) -> Columns:
         """Returns a block's frames of `length` samples, each beginning `offset` before its centre."""
@@ -243,17 +258,19 @@ class _Block:
 
     def power(self) -> Array:
         """Squared magnitude of the Fourier transform, (frames, bins)."""
-        return self._once("power", self._power)
+        return self._once("power", lambda: np.square(self.magnitude()))
 
-    def _power(self) -> Array:
+    def magnitude(self) -> Array:
+        return self._once("magnitude", self._magnitude)
+
+    def _magnitude(self) -> Array:
         # The window stands in the middle of the transform; where its zeros go changes the phase alone.
         length = self.tape.window
         offset = self.fft_size // 2 - (self.fft_size - length) // 2
-        frames = self.tape.view(self.first_row, length, offset)
-        return spectral.power(frames, _hann(length), self.fft_size)
-
-    def magnitude(self) -> Array:
-        return self._once("magnitude", lambda: np.sqrt(self.power()))
+        frames = torch.from_numpy(self.tape.view(self.first_row, length, offset))
+        windowed = torch.from_numpy(self.tape.room(self.fft_size, np.float64))
+        torch.mul(frames, _hann(length), out=windowed[:, :length])
+        return spectral.magnitude(windowed)
 
     def log_mel(self, n_mels: int, low_hz: float, high_hz: float) -> Array:
         high_hz = min(high_hz, self.rate / 2)
@@ -267,15 +284,15 @@ class _Block:
     def zero_crossings(self) -> Columns:
         # A sign change counts in a frame that holds both of its samples.
         length, hop = self.tape.window, self.tape.hop
-        start = self.tape.margin + self.first_row * hop - length // 2
-        counts = _frames_of(self.tape.sign_changes, start, length, hop)
-        share: Columns = (counts[:, -1] - counts[:, 0]) / length
+        start = self.tape.margin + self.first_row * hop - length // 2 + 1
+        counts = _frames_of(self.tape.sign_changes, start, length - 1, hop).sum(axis=1, dtype=np.uint32)
+        share: Columns = counts / length
         return share[:, None]
 
 
 @lru_cache
-def _hann(length: int) -> Columns:
-    return np.asarray(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length))
+def _hann(length: int) -> torch.Tensor:
+    return torch.hann_window(length, dtype=torch.float64)
 
 
 def _block_columns(part: FeatureSpec, block: _Block) -> npt.NDArray[Any]:
@@ -294,8 +311,7 @@ def _block_columns(part: FeatureSpec, block: _Block) -> npt.NDArray[Any]:
             raw = block.raw(block.tape.window)
             return temporal.formants(raw, block.rate, part.order, part.n_formants)
         case Pitch():
-            raw = block.raw(window_samples(part.window_seconds, block.rate))
-            return temporal.pitch(raw.astype(np.float32), block.rate, part.low_hz, part.high_hz)
+            return _pitch(part, block)
         case Energy():
             return temporal.log_rms(block.raw(block.tape.window), spectral.AMPLITUDE_FLOOR)
         case ZeroCrossings():
@@ -304,6 +320,14 @@ def _block_columns(part: FeatureSpec, block: _Block) -> npt.NDArray[Any]:
             return spectral.chroma(block.power(), block.rate, block.fft_size, part.n_chroma)
         case SpectralShape():
             return spectral.shape(block.magnitude(), block.power(), block.rate, block.fft_size)
+
+
+def _pitch(part: Pitch, block: _Block) -> Array:
+    window = window_samples(part.window_seconds, block.rate)
+    _, longest = temporal.period_range(window, block.rate, part.low_hz, part.high_hz)
+    padded = block.tape.room(temporal.fast_size(window + longest), np.float32)
+    padded[:, window:] = 0
+    return temporal.pitch(block.raw(window), block.rate, part.low_hz, part.high_hz, padded)
 
 
 def _along_time(part: FeatureSpec, columns: Columns) -> Columns:

@@ -8,7 +8,6 @@ Products go through torch, which minds the number of threads; the rest is numpy,
 import math
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,18 +31,10 @@ def product(rows: Block, matrix: Block) -> Block:
     return out
 
 
-def power(frames: Table, window: Table, fft_size: int) -> Block:
-    """Squared magnitude of the Fourier transform of windowed frames, (frames, fft_size / 2 + 1)."""
-    padded = np.zeros((len(frames), fft_size))
-    np.multiply(frames, window, out=padded[:, : len(window)])
-    spectrum = torch.fft.rfft(torch.from_numpy(padded)).numpy()
-    return squared_magnitude(spectrum).astype(np.float32)
-
-
-def squared_magnitude(spectrum: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Returns |x|^2, without the square root that `abs` would take."""
-    out: npt.NDArray[Any] = np.square(spectrum.real)
-    out += np.square(spectrum.imag)
+def magnitude(windowed: torch.Tensor) -> Block:
+    """Magnitude of the Fourier transform of windowed, zero-padded frames: (frames, bins)."""
+    spectrum = torch.fft.rfft(windowed).numpy().astype(np.complex64)
+    out: Block = np.abs(spectrum)  # quick in numpy, for complex64 only
     return out
 
 
@@ -85,30 +76,28 @@ def shape(magnitude: Block, power: Block, sample_rate_hz: int, fft_size: int) ->
     total = np.where(sounds, total, np.float32(1))
     mean = first / total
     bandwidth = np.sqrt(np.maximum(second / total - np.square(mean), 0))
-    passed = torch.cumsum(torch.from_numpy(magnitude), dim=1, dtype=torch.float64).numpy()
-    roll_off = hertz[(passed >= ROLL_OFF_SHARE * passed[:, -1:]).argmax(axis=1)] / 1000
+    passed = torch.cumsum(torch.from_numpy(magnitude), dim=1, dtype=torch.float64)
+    roll_off = hertz[torch.searchsorted(passed, ROLL_OFF_SHARE * passed[:, -1:]).numpy()[:, 0]] / 1000
     floored = np.maximum(power, POWER_FLOOR)
     flatness = np.exp(np.log(floored).mean(axis=1)) / floored.mean(axis=1)
     columns = np.stack([np.where(sounds, mean + middle, 0), bandwidth, roll_off, flatness], axis=1)
-    contrast = _contrast(magnitude, sample_rate_hz, fft_size)
-    return np.concatenate([columns, contrast], axis=1, dtype=np.float32)
+    contrast = _contrast(magnitude, contrast_bands(sample_rate_hz, fft_size))
+    return np.concatenate([columns, contrast.T], axis=1, dtype=np.float32)
 
 
-def _contrast(magnitude: Block, sample_rate_hz: int, fft_size: int) -> Block:
-    bands = contrast_bands(sample_rate_hz, fft_size)
+def _contrast(magnitude: Block, bands: tuple[tuple[int, int, int], ...]) -> Block:
+    by_bin = np.ascontiguousarray(magnitude.T)  # maxima of whole rows are quicker, sorting is not
     peaks, valleys = [], []
     for first, last, count in bands:
-        band = magnitude[:, first:last]
         if count == 1:
-            peaks.append(band.max(axis=1))
-            valleys.append(band.min(axis=1))
+            peaks.append(by_bin[first:last].max(axis=0))
+            valleys.append(by_bin[first:last].min(axis=0))
         else:
-            ordered = np.sort(band, axis=1)
+            ordered = np.sort(magnitude[:, first:last], axis=1)
             peaks.append(ordered[:, -count:].mean(axis=1))
             valleys.append(ordered[:, :count].mean(axis=1))
-    floored = np.maximum(np.stack([*peaks, *valleys], axis=1), POWER_FLOOR)
-    decibels: Block = 10 * np.log10(floored)
-    return decibels[:, : len(bands)] - decibels[:, len(bands) :]
+    decibels: Block = 10 * np.log10(np.maximum(np.stack([*peaks, *valleys]), POWER_FLOOR))
+    return decibels[: len(bands)] - decibels[len(bands) :]
 
 
 @lru_cache

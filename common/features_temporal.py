@@ -11,13 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sottovoce.common.features_spectral import squared_magnitude
-
 TROUGH = 0.1  # YIN's threshold, librosa's default
 SILENCE_POWER = 1e-10  # a frame below it has no pitch
 FORMANT_LOW_HZ = 90.0
 FORMANT_MAX_BANDWIDTH_HZ = 500.0
 FORMANT_PRE_EMPHASIS = 0.97
+LPC_ROWS = 32  # Burg's method goes over its frames again and again: so many stay in a cache
 EXHAUSTED = 1e-13  # the share of a frame's power that rounding leaves unpredictable
 TINY = np.finfo(np.float64).tiny
 
@@ -38,6 +37,11 @@ def lpc(frames: Frames, order: int) -> Frames:
     A frame of silence has all coefficients 0, and a frame that is predicted to its last digit (a pure tone)
     has no more coefficients than that took.
     """
+    slices = (slice(row, row + LPC_ROWS) for row in range(0, len(frames), LPC_ROWS))
+    return np.concatenate([_burg(frames[rows], order) for rows in slices])
+
+
+def _burg(frames: Frames, order: int) -> Frames:
     forward, backward = frames[:, 1:].copy(), frames[:, :-1].copy()
     power = np.vecdot(forward, forward) + np.vecdot(backward, backward)
     enough = power * EXHAUSTED
@@ -88,15 +92,18 @@ def formants(frames: Frames, sample_rate_hz: int, order: int, n_formants: int) -
     return np.where(np.isinf(lowest), 0.0, lowest)
 
 
-def pitch(frames: Block, sample_rate_hz: int, low_hz: float, high_hz: float) -> Block:
+def pitch(frames: Frames, sample_rate_hz: int, low_hz: float, high_hz: float, padded: Block) -> Block:
     """Natural logarithm of the fundamental frequency in Hz, and how periodic the frame is, 0 to 1.
 
     YIN (de Cheveigne and Kawahara 2002) in librosa 0.11's form, whose difference function is made of the
     whole frame's autocorrelation. The frequency is a guess even in a frame without pitch: look at the
-    periodicity, which is 1 less the normalised difference, and 0 in silence.
+    periodicity, which is 1 less the normalised difference, and 0 in silence. `padded` is room for the frames,
+    `fast_size` wide and zero beyond them; it may be used again.
     """
-    shortest, longest = period_range(frames.shape[1], sample_rate_hz, low_hz, high_hz)
-    difference, power = _normalised_difference(frames, shortest, longest)
+    window = frames.shape[1]
+    shortest, longest = period_range(window, sample_rate_hz, low_hz, high_hz)
+    padded[:, :window] = frames
+    difference, power = _normalised_difference(padded, window, shortest, longest)
     chosen = np.where(power < SILENCE_POWER, 0, _first_trough(difference))  # else rounding would choose
     period = shortest + chosen + _parabola(difference, chosen)
     depth = difference[np.arange(len(chosen)), chosen]
@@ -110,25 +117,25 @@ def period_range(window: int, sample_rate_hz: int, low_hz: float, high_hz: float
     return min(max(1, math.floor(sample_rate_hz / max(high_hz, 1.0))), longest - 3), longest
 
 
-def _normalised_difference(frames: Block, shortest: int, longest: int) -> tuple[Block, Block]:
+def _normalised_difference(padded: Block, window: int, shortest: int, longest: int) -> tuple[Block, Block]:
     """Returns YIN's cumulative mean normalised difference, a column a lag, and each frame's mean square."""
-    n_rows, window = frames.shape
-    size = _fast_size(window + longest)
-    padded = np.zeros((n_rows, size), dtype=np.float32)
-    padded[:, :window] = frames
-    power = torch.from_numpy(squared_magnitude(torch.fft.rfft(torch.from_numpy(padded)).numpy()))
-    correlation = torch.fft.irfft(power, n=size)[:, : longest + 1].numpy()
-    energy = torch.from_numpy(np.square(frames[:, :longest])).cumsum(dim=1).numpy()
+    power = np.abs(torch.fft.rfft(torch.from_numpy(padded)).numpy())
+    power *= power
+    correlation = torch.fft.irfft(torch.from_numpy(power), n=padded.shape[1])[:, : longest + 1].numpy()
+    energy = np.square(padded[:, :longest])
+    energy *= 0.5  # half of the difference function: the normalised one is the same
+    energy = torch.from_numpy(energy).cumsum(dim=1).numpy()
     energy[:, 0] = 0  # librosa leaves the first sample out at lag 1, and only there
-    difference = 2 * (correlation[:, :1] - correlation[:, 1:]) - energy
-    mean = torch.from_numpy(difference).cumsum(dim=1).numpy()
-    mean /= np.arange(1, longest + 1, dtype=np.float32)
-    mean += np.finfo(np.float32).tiny
-    return difference[:, shortest - 1 :] / mean[:, shortest - 1 :], correlation[:, 0] / window
+    difference = correlation[:, :1] - correlation[:, 1:]
+    difference -= energy
+    total = torch.from_numpy(difference).cumsum(dim=1).numpy()[:, shortest - 1 :]
+    difference = difference[:, shortest - 1 :] * np.arange(shortest, longest + 1, dtype=np.float32)
+    difference /= total + np.finfo(np.float32).tiny
+    return difference, correlation[:, 0] / window
 
 
 @lru_cache
-def _fast_size(least: int) -> int:
+def fast_size(least: int) -> int:
     """Returns the smallest even product of a power of two and 1, 3 or 5 that is at least `least`."""
     sizes = (factor << shift for shift in range(1, 20) for factor in (1, 3, 5))
     return min(size for size in sizes if size >= least)
@@ -136,6 +143,9 @@ def _fast_size(least: int) -> int:
 
 def _first_trough(difference: Block) -> Places:
     """Returns the first local minimum below the threshold, else the (first) global minimum."""
+    chosen: Places = difference.argmin(axis=1)
+    deep = np.flatnonzero(difference[np.arange(len(chosen)), chosen] < TROUGH)  # the others have none
+    difference = difference[deep]
     troughs = np.empty(difference.shape, dtype=bool)
     troughs[:, -1] = True
     np.less_equal(difference[:, :-1], difference[:, 1:], out=troughs[:, :-1])
@@ -144,7 +154,7 @@ def _first_trough(difference: Block) -> Places:
     troughs &= difference < TROUGH
     first = troughs.argmax(axis=1)
     found = troughs[np.arange(len(first)), first]
-    chosen: Places = np.where(found, first, difference.argmin(axis=1))
+    chosen[deep[found]] = first[found]
     return chosen
 
 

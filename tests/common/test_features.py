@@ -385,8 +385,8 @@ def test_mixed_rates_and_empty_waveforms_are_refused() -> None:
 
 def test_fast_sizes_are_even_and_enough() -> None:
     for low, high in pairwise(range(1, 3000, 37)):
-        assert low <= features_temporal._fast_size(low) <= features_temporal._fast_size(high)
-        assert features_temporal._fast_size(low) % 2 == 0
+        assert low <= features_temporal.fast_size(low) <= features_temporal.fast_size(high)
+        assert features_temporal.fast_size(low) % 2 == 0
 
 
 def test_extraction_keeps_no_gradient_and_no_thread_setting() -> None:
