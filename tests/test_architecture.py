@@ -28,7 +28,7 @@ DOORS = {
         # the yardstick that a grid is measured against is Flower itself
         "simulations/bench/flower_on_ray.py",
     },
-    "opacus": {"client/train.py", "common/privacy/prv.py"},
+    "opacus": {"client/private/opacus_engine.py", "common/privacy/prv.py"},
     "dp_accounting": {"common/privacy/accountant.py"},
     "cryptography": {"common/keys.py"},
     "librosa": {"common/features.py"},

@@ -1,6 +1,6 @@
 """Every patient's own gradient, for one private step: what is clipped is the patient, never the batch.
 
-    engine = BookKeeping(model, loss)                       # or any other PatientGradients
+    engine = BookKeeping(model, loss)                       # or any other GradientEngine
     for chunk in engine.chunks(batch, patients):
         for patient, gradient in zip(chunk.patients, chunk.gradients.numpy()):
             total += quantise(clip(gradient))               # common/privacy
@@ -43,7 +43,7 @@ class Chunk:
     gradients: Tensor  # (n, n_parameters) float32, row i belongs to patients[i]
 
 
-class PatientGradients(Protocol):
+class GradientEngine(Protocol):
     """One way to compute the rows. Which one it is changes speed, never the result beyond rounding."""
 
     @property
@@ -56,7 +56,7 @@ class PatientGradients(Protocol):
         """Yields every patient of the batch once; `patients[i]` is the patient of utterance i."""
 
 
-def matrix(engine: PatientGradients, batch: Batch, patients: Patients, n_patients: int) -> Tensor:
+def matrix(engine: GradientEngine, batch: Batch, patients: Patients, n_patients: int) -> Tensor:
     """Returns all rows at once, (n_patients, n_parameters): row p belongs to patient number p.
 
     A patient without an utterance in the batch has a row of zeros. Memory grows with the number of patients:
@@ -68,7 +68,7 @@ def matrix(engine: PatientGradients, batch: Batch, patients: Patients, n_patient
     return rows
 
 
-def clipped_sum(engine: PatientGradients, batch: Batch, patients: Patients, l2_norm_bound: float) -> Tensor:
+def clipped_sum(engine: GradientEngine, batch: Batch, patients: Patients, l2_norm_bound: float) -> Tensor:
     """Returns the sum of all rows, each scaled to a norm of at most `l2_norm_bound`.
 
     For measurement and comparison. In floats, so the bound holds up to rounding: a release takes the integer

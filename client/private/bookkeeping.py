@@ -28,7 +28,7 @@ MAX_FLOATS = 2**26  # 256 MiB: 64 patients of a million parameters
 
 
 class BookKeeping:
-    """`PatientGradients` by hand-written kernels.
+    """`GradientEngine` by hand-written kernels.
 
     Which parameters are trained is read at construction (`requires_grad`): make a new engine after freezing.
 
@@ -58,7 +58,7 @@ class BookKeeping:
     def chunks(
         self, batch: Batch, patients: Patients, *, secret_dropout_seed: int | None = None
     ) -> Iterator[Chunk]:
-        """Yields every patient of the batch once; see `PatientGradients`."""
+        """Yields every patient of the batch once; see `GradientEngine`."""
         if len(patients) != len(batch.labels):
             raise ValueError(
                 f"Expected a patient for each of {len(batch.labels)} utterances; came {len(patients)}."

@@ -82,10 +82,10 @@ def parts(module: nn.Module, name: str) -> tuple[Tensor, LowRank | None]:
     if not parametrize.is_parametrized(module, name):
         return getattr(module, name), None
     chain = module.parametrizations[name]  # type: ignore[index]
-    adapter = chain[0]  # type: ignore[index]
-    if not isinstance(adapter, LowRank) or len(chain) != 1:  # type: ignore[arg-type]
+    adapter = chain[0]
+    if not isinstance(adapter, LowRank) or len(chain) != 1:
         raise ValueError(f"Expected {name} to have one low-rank adapter; came another parametrization.")
-    return chain.original, adapter  # type: ignore[union-attr,return-value]
+    return chain.original, adapter  # type: ignore[union-attr]
 
 
 def _put_first(module: nn.Module, names: tuple[str, ...]) -> None:

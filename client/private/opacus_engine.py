@@ -28,7 +28,7 @@ from sottovoce.common.models.fusion import DecisionFusion
 
 
 class OpacusHooks:
-    """`PatientGradients` by `GradSampleModule`, summed up patient by patient."""
+    """`GradientEngine` by `GradSampleModule`, summed up patient by patient."""
 
     def __init__(self, model: nn.Module, loss: LossOf, *, max_floats: int = MAX_FLOATS) -> None:
         self._loss = loss
@@ -47,7 +47,7 @@ class OpacusHooks:
     def chunks(
         self, batch: Batch, patients: Patients, *, secret_dropout_seed: int | None = None
     ) -> Iterator[Chunk]:
-        """Yields every patient of the batch once; see `PatientGradients`."""
+        """Yields every patient of the batch once; see `GradientEngine`."""
         for number, rows in enumerate(Rows.of(patients).parts(self._max_patients)):
             seed = None if secret_dropout_seed is None else (secret_dropout_seed + number) % 2**63
             with dropout(self._twin, seed, self._trained[0].device):
@@ -73,12 +73,14 @@ class OpacusHooks:
                 torch.autograd.backward((losses * torch.from_numpy(rows.shares).to(losses)).sum())
             with torch.no_grad():
                 for parameter in self._trained:
-                    if parameter.grad_sample is not None:
-                        sink.total(parameter, parameter.grad_sample)
+                    each: Tensor | None = getattr(parameter, "grad_sample", None)
+                    if each is not None:
+                        sink.total(parameter, each)
                 sink.finish()
         finally:
             for parameter, gradient in zip(self._trained, before, strict=True):
-                parameter.grad, parameter.grad_sample = gradient, None
+                parameter.grad = gradient
+                parameter.grad_sample = None  # type: ignore[attr-defined]
         return matrix
 
 
@@ -103,7 +105,7 @@ class _DecisionFusion(nn.Module):
         return self.vote(torch.stack(logits, dim=-1))  # type: ignore[no-any-return]
 
 
-@register_grad_sampler(_Vote)
+@register_grad_sampler(_Vote)  # type: ignore[untyped-decorator]
 def _vote_gradient(layer: _Vote, activations: list[Tensor], slopes: Tensor) -> dict[nn.Parameter, Tensor]:
     shares = layer.weights.detach().softmax(0)
     each = (slopes[:, :, None] * activations[0]).sum(1)

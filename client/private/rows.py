@@ -50,8 +50,10 @@ class Rows:
 
     def parts(self, max_patients: int) -> "list[Rows]":
         """Cuts into runs of at most `max_patients` patients; each `order` still counts in the whole batch."""
-        counts = np.concatenate([np.full(_size(g.patients), g.n_utterances) for g in self.groups] or [[]])
-        ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        counts = np.array(
+            [g.n_utterances for g in self.groups for _ in range(g.patients.start, g.patients.stop)], np.int64
+        )
+        ends = np.concatenate([[0], np.cumsum(counts)])
         result = []
         for first in range(0, len(self.patients), max_patients):
             last = min(first + max_patients, len(self.patients))
@@ -60,7 +62,7 @@ class Rows:
                 Rows(
                     order=self.order[span],
                     patients=self.patients[first:last],
-                    groups=tuple(_groups(counts[first:last].astype(np.int64))),
+                    groups=tuple(_groups(counts[first:last])),
                     shares=self.shares[span],
                 )
             )
@@ -81,7 +83,3 @@ def _groups(counts: Indices) -> list[Group]:
         )
         utterance, patient = utterance + rows, patient + people
     return groups
-
-
-def _size(span: slice) -> int:
-    return int(span.stop - span.start)

@@ -65,7 +65,9 @@ class Sink:
             block = target[group.patients]
             # One tap's products are together; the parameter has one channel's. The copy turns them.
             found = block.new_empty(block.shape[0], n_out, n_taps * n_in)
-            for part, right in zip(found.split([r.shape[-1] for r in rights], dim=2), rights, strict=True):
+            for part, right in zip(
+                torch.split(found, [r.shape[-1] for r in rights], dim=2), rights, strict=True
+            ):
                 _add_products(part, left[group.utterances], right[group.utterances], group, False)
             turned = found.view(-1, n_out, n_taps, n_in).transpose(2, 3)
             block.add_(turned) if again else block.copy_(turned)
@@ -94,7 +96,7 @@ class Sink:
 
     def _slot(self, parameter: Tensor, shape: Sequence[int]) -> Tensor:
         columns = self._matrix[:, self._columns[id(parameter)]]
-        return columns.unflatten(1, tuple(shape))
+        return torch.unflatten(columns, 1, tuple(shape))
 
     def _claim(self, parameter: Tensor) -> bool:
         """Says whether the parameter's columns hold something already; from now on they do."""

@@ -1,15 +1,18 @@
-"""A private step, every patient's gradient clipped, against the same model's plain step.
+"""A private step against the same model's plain step.
 
 One thread, batch of 64 recordings (3 s, 64 mel bands), dropout off on both sides. Plain: `mean().backward()`
-through torch's own layers (oneDNN's LSTM and convolution). Both end with the same SGD update. The hard case is
-64 patients of one recording each; 16 patients of four stand beside it, and so do Opacus' hooks and torch's vmap.
+through torch's own layers (oneDNN's LSTM and convolution). Private: the rows, and `common.privacy.plan.release`
+of them: clip, integer grid, exact sum, secret noise. Both end with the same SGD update. The bars are for the
+hard case, 64 patients of one recording each, with everything. Parts, 16 patients of four recordings, Opacus'
+hooks and torch's vmap stand beside it; so does the largest difference to a float64 loop over recordings.
 
-A convolution can come out below 1: torch copies (B, T, C) to (B, C, T) and back around oneDNN, our kernel stays
-in the model's own layout.
+A convolution's rows can come out below 1: torch copies (B, T, C) to (B, C, T) and back around oneDNN, our kernel
+stays in the model's own layout.
 
 Then 1,000 private steps in a row: the memory that the process holds, and the fresh pages it was given.
 """
 
+import copy
 import resource
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,7 +25,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from sottovoce.client.optimiser import FlatParameters, Optimiser
-from sottovoce.client.private import Chunk, LossOf, PatientGradients, Patients, clipped_sum
+from sottovoce.client.private import Chunk, GradientEngine, LossOf, Patients, clipped_sum, matrix
 from sottovoce.client.private.bookkeeping import BookKeeping, dropout, take
 from sottovoce.client.private.opacus_engine import OpacusHooks
 from sottovoce.client.private.rows import Rows
@@ -31,12 +34,19 @@ from sottovoce.common import models
 from sottovoce.common.dataset import Batch
 from sottovoce.common.model_specs import Attention, Cnn, CnnLstmAttention, Lstm, ModelSpec
 from sottovoce.common.models.losses import per_example
+from sottovoce.common.privacy import stages
+from sottovoce.common.privacy.clip import clip, quantised_sum
+from sottovoce.common.privacy.noise import add_noise
+from sottovoce.common.privacy.plan import release
+from sottovoce.common.privacy.source import SecretSource
+from sottovoce.common.privacy_specs import LocalPrivacy
 from sottovoce.common.study import Training
 from sottovoce.simulations.bench.timing import Row, Times, report, take_turns, timed
 
 N_MELS, N_FRAMES, N_CLASSES, BATCH = 64, 301, 8, 64
 REPEATS, MEMORY_STEPS = 12, 1000
-LEARNING_RATE, BOUND = 0.01, 1.0
+LEARNING_RATE, MAX_DIFFERENCE = 0.01, 1e-5
+WHOLE = "private, 64 patients"
 MODELS: dict[str, tuple[ModelSpec, float]] = {
     "convolution": (Cnn(kind="cnn", stream="mel"), 1.4),
     "convolution + LSTM": (CnnLstmAttention(kind="cnn_lstm_attention", stream="mel"), 1.6),
@@ -45,6 +55,18 @@ MODELS: dict[str, tuple[ModelSpec, float]] = {
 }
 EACH_ALONE, FOUR_EACH = (np.arange(BATCH) // n for n in (1, 4))
 SGD = Training(learning_rate=LEARNING_RATE, optimiser="sgd")
+
+
+PRIVACY = LocalPrivacy(
+    mode="local",
+    clip_norm=1.0,
+    noise_multiplier=1.0,
+    sampling_prob=0.064,
+    n_patients_public=1000,
+    expected_patients=64.0,
+    steps_per_round=1,
+    delta=1e-5,
+)
 
 
 def measure(repeats: int = REPEATS, memory_steps: int = MEMORY_STEPS) -> dict[str, Any]:
@@ -56,23 +78,30 @@ def measure(repeats: int = REPEATS, memory_steps: int = MEMORY_STEPS) -> dict[st
 
 def _measure_model(name: str, spec: ModelSpec, bar: float, repeats: int) -> list[Row]:
     model, batch = _model(spec), random_batch(BATCH, N_FRAMES)
-    ours = BookKeeping(model, per_example)
+    ours, opacus, mapped = (kind(model, per_example) for kind in (BookKeeping, OpacusHooks, Vmap))
     with FlatParameters(model) as flat:
+        rows = stages.PatientGradients(values=_rows(ours, batch, EACH_ALONE).copy())
+        total = quantised_sum(clip(rows, PRIVACY.clip_norm), PRIVACY.grid_step)
         steps: dict[str, Callable[[], object]] = {
             "plain": lambda: _plain(model, flat, batch),
-            "private, 64 patients": lambda: _private(ours, flat, batch, EACH_ALONE),
-            "private, 16 patients": lambda: _private(ours, flat, batch, FOUR_EACH),
-            "part: the 64 rows, not clipped": lambda: list(ours.chunks(batch, EACH_ALONE)),
+            WHOLE: lambda: _private(ours, flat, batch, EACH_ALONE),
+            "private, 16 patients of 4": lambda: _private(ours, flat, batch, FOUR_EACH),
+            "rows, clipped and summed in floats": lambda: clipped_sum(ours, batch, EACH_ALONE, 1.0),
+            "part: rows": lambda: _rows(ours, batch, EACH_ALONE),
+            "part: clip, grid, exact sum": lambda: quantised_sum(clip(rows, 1.0), PRIVACY.grid_step),
+            "part: secret noise": lambda: add_noise(total, PRIVACY.noise_multiplier, SecretSource()),
             "Opacus' hooks": lambda: _private(opacus, flat, batch, EACH_ALONE),
             "vmap": lambda: _private(mapped, flat, batch, EACH_ALONE),
         }
-        opacus, mapped = OpacusHooks(model, per_example), Vmap(model, per_example)
         times = take_turns({what: timed(step) for what, step in steps.items()}, repeats)
-    return [_row(name, what, taken, times["plain"], bar) for what, taken in times.items()]
+    return [
+        *(_row(name, what, taken, times["plain"], bar) for what, taken in times.items()),
+        _difference(name, spec),
+    ]
 
 
 def _row(name: str, what: str, taken: Times, plain: Times, bar: float) -> Row:
-    ratio, held = taken.ratio(plain), what == "private, 64 patients"
+    ratio, held = taken.ratio(plain), what == WHOLE
     return Row(
         what=f"{name}: {what}",
         value=taken.median * 1e3,
@@ -92,9 +121,47 @@ def _plain(model: nn.Module, flat: FlatParameters, batch: Batch) -> None:
     Optimiser(SGD, flat.values).step(flat.values, flat.gradient, LEARNING_RATE)
 
 
-def _private(engine: PatientGradients, flat: FlatParameters, batch: Batch, patients: Patients) -> None:
-    total = clipped_sum(engine, batch, patients, BOUND)
-    Optimiser(SGD, flat.values).step(flat.values, total.div_(BATCH), LEARNING_RATE)
+def _private(engine: GradientEngine, flat: FlatParameters, batch: Batch, patients: Patients) -> None:
+    rows = stages.PatientGradients(values=_rows(engine, batch, patients))
+    update = release(rows, PRIVACY, SecretSource())
+    Optimiser(SGD, flat.values).step(flat.values, torch.from_numpy(update.values), LEARNING_RATE)
+
+
+def _rows(engine: GradientEngine, batch: Batch, patients: Patients) -> Any:
+    (chunk,) = engine.chunks(batch, patients)
+    return chunk.gradients.numpy()
+
+
+def _difference(name: str, spec: ModelSpec) -> Row:
+    """Compares the rows of eight recordings of five patients with a float64 loop through torch's own layers."""
+    model, batch = _model(spec), random_batch(8, N_FRAMES)
+    patients = np.array([0, 1, 1, 2, 3, 3, 3, 4])
+    exact = copy.deepcopy(model).double()
+    wanted = torch.zeros(5, sum(p.numel() for p in model.parameters()), dtype=torch.float64)
+    for row, patient in enumerate(patients):
+        one = {key: values[row : row + 1].double() for key, values in batch.inputs.items()}
+        logits = exact(one, {key: values[row : row + 1] for key, values in batch.lengths.items()})
+        found = torch.autograd.grad(
+            per_example(logits, batch.labels[row : row + 1]).sum(), list(exact.parameters())
+        )
+        wanted[patient] += torch.cat([g.reshape(-1) for g in found]) / int((patients == patient).sum())
+    rows = matrix(BookKeeping(model, per_example), batch, patients, 5)
+    sizes = [p.numel() for p in model.parameters()]
+    # relative to a tensor's norm, or a hundredth of its row's: 1e-5 of that is one float32 rounding of the row
+    floor = 1e-2 * wanted.norm(dim=1)
+    worst = max(
+        float(((a - b).norm(dim=1) / torch.maximum(b.norm(dim=1), floor)).max())
+        for a, b in zip(
+            torch.split(rows.double(), sizes, dim=1), torch.split(wanted, sizes, dim=1), strict=True
+        )
+    )
+    return Row(
+        what=f"{name}: largest relative difference of a tensor to the float64 loop",
+        value=worst,
+        unit="",
+        bar=f"at most {MAX_DIFFERENCE:g}",
+        met=worst <= MAX_DIFFERENCE,
+    )
 
 
 def _memory(steps: int) -> list[Row]:
@@ -102,8 +169,11 @@ def _memory(steps: int) -> list[Row]:
     model, batch = _model(MODELS["convolution + LSTM"][0]), random_batch(16, 101)
     engine, draw = BookKeeping(model, per_example), np.random.default_rng(0)
     with FlatParameters(model) as flat:
-        step = lambda: _private(engine, flat, batch, draw.integers(0, 12, size=16))  # noqa: E731
-        for _ in range(steps // 10):
+
+        def step() -> None:
+            _private(engine, flat, batch, draw.integers(0, 12, size=16))
+
+        for _ in range(max(10, steps // 10)):
             step()
         before, faults = _resident_mib(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         for _ in range(steps):

@@ -35,7 +35,7 @@ class Kernel(ABC):
 
     def __call__(self, values: Tensor, *context: Tensor) -> Tensor:
         """Stands in for the module's `forward`."""
-        output: Tensor = _Layer.apply(values, self.anchor, self, context)
+        output: Tensor = _Layer.apply(values, self.anchor, self, context)  # type: ignore[no-untyped-call]
         return output
 
 
@@ -50,7 +50,7 @@ class _Layer(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None]:
         result = ctx.kernel.backward(gradient, ctx.saved_tensors, wants_input=ctx.needs_input_grad[0])
         return result, None, None, None
@@ -62,14 +62,16 @@ class Weight:
     def __init__(self, module: nn.Module, name: str) -> None:
         adapter: LowRank | None
         self.full, adapter = parts(module, name)
-        self.up, self.down = (None, None) if adapter is None else (adapter.up, adapter.down)
+        self.up = None if adapter is None else adapter.up
+        self.down = None if adapter is None else adapter.down
 
     def value(self) -> Tensor:
         """Returns the weight in force, without a graph."""
         full = self.full.detach()
         if self.up is None or self.down is None:
             return full
-        return full + (self.up.detach() @ self.down.detach()).view_as(full)
+        change = self.up.detach() @ self.down.detach()
+        return full + change.view_as(full)
 
     def write(self, sink: Sink, left: Tensor, right: Tensor) -> None:
         """Writes the gradient for output gradients `left` (B, T, O) and inputs `right` (B, T, I)."""

@@ -75,7 +75,7 @@ class ConvKernel(Kernel):
         table, n_out = blocks.view(-1, block), weight.shape[1]
         output = table.new_empty(batch * n_blocks, n_out)
         used = output[: len(output) - self.n_terms + 1]
-        for q, part in enumerate(weight.split(block)):
+        for q, part in enumerate(torch.split(weight, block)):
             torch.addmm(used, table[q : q + len(used), : len(part)], part, beta=float(q > 0), out=used)
         return output.view(batch, n_blocks, n_out)[:, :n_steps]
 
@@ -86,7 +86,7 @@ class ConvKernel(Kernel):
         table = padded.view(-1, steps.shape[2])
         result = table.new_empty(len(table), block)
         result[:, len(weight) :] = 0.0  # with fewer taps than the stride, frames that none has seen
-        for q, part in enumerate(weight.split(block)):
+        for q, part in enumerate(torch.split(weight, block)):
             later = result[q:, : len(part)]
             torch.addmm(later, table[: len(table) - q], part.t(), beta=float(q > 0), out=later)
         n_frames, width = inside.shape[1:]

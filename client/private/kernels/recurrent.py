@@ -25,6 +25,7 @@ class RecurrentKernel(Kernel):
     def __init__(self, module: Recurrent, sink: Sink) -> None:
         super().__init__(module, sink)
         self.cells = [cell for cell in (module.onward, module.backward_) if cell is not None]
+        self.biases: list[tuple[Tensor, Tensor]] = [(c.bias_ih_l0, c.bias_hh_l0) for c in self.cells]  # type: ignore[misc]
         self.hidden = self.cells[0].hidden_size
         self.inward = [Weight(cell, "weight_ih_l0") for cell in self.cells]
         self.across = [Weight(cell, "weight_hh_l0") for cell in self.cells]
@@ -45,7 +46,7 @@ class RecurrentKernel(Kernel):
         order = self._order(context[0], n_frames)
         frames = values.reshape(-1, width).index_select(0, order.view(-1)).view(len(self.cells), -1, width)
         inward, across = (torch.stack([w.value() for w in weights]) for weights in (self.inward, self.across))
-        biases = torch.stack([(cell.bias_ih_l0 + cell.bias_hh_l0).detach() for cell in self.cells])
+        biases = torch.stack([(one + other).detach() for one, other in self.biases])
         gates = torch.baddbmm(biases[:, None], frames, inward.transpose(1, 2))
         states, saved = self.scan(gates.view(len(self.cells), n_frames, batch, -1), across)
         places = self._places(order)
@@ -71,14 +72,14 @@ class RecurrentKernel(Kernel):
         return result.view(batch, n_frames, -1)
 
     def _write(self, gates: Tensor, frames: Tensor, states: Tensor) -> None:
-        for d, cell in enumerate(self.cells):
+        for d, biases in enumerate(self.biases):
             own = gates[d].transpose(0, 1)
             self.inward[d].write(self.sink, own, frames[d].transpose(0, 1))
             self.across[d].write(self.sink, own, states[d, :-1].transpose(0, 1))
-            if self.sink.wants(cell.bias_ih_l0) or self.sink.wants(cell.bias_hh_l0):
+            if any(self.sink.wants(bias) for bias in biases):
                 total = gates[d].sum(0)
-                self.sink.total(cell.bias_ih_l0, total)
-                self.sink.total(cell.bias_hh_l0, total)
+                for bias in biases:  # torch keeps two, whose gradients are the same
+                    self.sink.total(bias, total)
 
     def _order(self, lengths: Tensor, n_frames: int) -> Tensor:
         """Returns, for each direction, which row of a (B T) table stands at each place of a (T B) one."""
@@ -139,7 +140,14 @@ class LstmKernel(RecurrentKernel):
         for rows in (turned_weight, gates):
             rows[..., 2 * hidden : 3 * hidden] *= 2.0
         minus_one = gates.new_full((), -1.0)
-        tables = (gates, *gates.split(hidden, dim=3), heights, cells[:, :-1], cells[:, 1:], states[:, 1:])
+        tables = (
+            gates,
+            *torch.split(gates, hidden, dim=3),
+            heights,
+            cells[:, :-1],
+            cells[:, 1:],
+            states[:, 1:],
+        )
         recurrence = _products(gates, states[:, :-1], turned_weight)
         for products, gate, i, f, g, o, height, before, c, h in zip(
             recurrence, *_each_step(*tables), strict=True
@@ -153,16 +161,16 @@ class LstmKernel(RecurrentKernel):
 
     def unwind(self, slopes: Tensor, states: Tensor, saved: Sequence[Tensor], across: Tensor) -> Tensor:
         gates, cells, heights = saved
-        into, forget, cell, out = gates.split(self.hidden, dim=3)
+        into, forget, cell, out = torch.split(gates, self.hidden, dim=3)
         # d gate / d its input, times what the gate is multiplied by; autograd's copies must stay as they are
         factors = torch.addcmul(gates, gates, gates, value=-1.0)
-        by_into, by_forget, by_cell, by_out = factors.split(self.hidden, dim=3)
+        by_into, by_forget, by_cell, by_out = torch.split(factors, self.hidden, dim=3)
         by_into.mul_(cell)
         by_forget.mul_(cells[:, :-1])
         torch.addcmul(into, into * cell, cell, value=-1.0, out=by_cell)
         by_out.mul_(heights)
         to_cell = torch.addcmul(out, out * heights, heights, value=-1.0)
-        inner = factors[..., : 3 * self.hidden].unflatten(3, (3, self.hidden))
+        inner = torch.unflatten(factors[..., : 3 * self.hidden], 3, (3, self.hidden))
         carried = slopes.new_zeros(slopes[:, 0].shape)
         recurrence = [*_products(slopes[:, :-1], factors[:, 1:], across), ()]
         tables = (slopes, inner, by_out, to_cell, forget)

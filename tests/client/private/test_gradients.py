@@ -401,7 +401,7 @@ def test_only_a_bias_can_be_trained() -> None:
 
 
 def test_a_prefix_that_names_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="'tail[.]'"):
+    with pytest.raises(ValueError, match=r"'tail\.'"):
         freeze_all_but(built("mlp"), ("head.", "tail."))
 
 
