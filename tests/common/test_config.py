@@ -59,7 +59,10 @@ def test_a_good_table_becomes_the_tree() -> None:
         ({"shape": 5}, "shape.kind: expected one of circle, square; came 5."),
         ({"shape": {"kind": "circle", "radius": 0}}, "shape.radius: expected a number in (0, inf); came 0."),
         ({"shape": {"kind": "circle", "radius": True}}, "shape.radius: expected a finite number in (0, inf)"),
-        ({"shape": {"kind": "circle", "radius": float("nan")}}, "shape.radius: expected a finite number in (0, inf)"),
+        (
+            {"shape": {"kind": "circle", "radius": float("nan")}},
+            "shape.radius: expected a finite number in (0, inf)",
+        ),
         ({"shape": {"kind": "circle"}}, "shape.radius: missing; expected a finite number in (0, inf)."),
         ({"shape": {"kind": "square", "side": 1.0}}, "shape.side: expected an integer; came 1.0."),
         ({"shapes": [{"kind": "square"}, 4]}, "shapes[1].kind: expected one of circle, square; came 4."),
