@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -117,34 +118,39 @@ class _Lines:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def tables(title: str, described: dict[str, object]) -> Iterator[Table]:
+def tables(title: str, described: dict[str, Any]) -> Iterator[Table]:
     """Yields a table of the plain values, then one for each nested table or list of rows."""
     nested = {key: value for key, value in described.items() if isinstance(value, dict | list) and value}
     plain = Table(title=title, show_header=False, title_justify="left")
     for key, value in described.items():
-        if key not in nested:
+        if key not in nested and value is not None:
             plain.add_row(key.replace("_", " "), _cell(value))
     yield plain
     for key, value in nested.items():
-        yield _nested(key.replace("_", " "), value)
+        yield _nested(key.replace("_", "\u00a0"), value)
 
 
-def _nested(title: str, value: object) -> Table:
-    table = Table(title=title, title_justify="left")
-    if isinstance(value, dict):
-        table.show_header = False
-        for name, item in value.items():
-            table.add_row(str(name), _cell(item))
-    elif isinstance(value, list) and isinstance(value[0], dict):
-        for name in value[0]:
-            table.add_column(str(name).replace("_", " "))
-        for row in value:
-            table.add_row(*(_cell(item) for item in row.values()))
-    elif isinstance(value, list):
-        table.show_header = False
-        for item in value:
-            table.add_row(_cell(item))
+def _nested(title: str, value: dict[str, Any] | list[Any]) -> Table:
+    rows = _rows(value)
+    table = Table(title=title, title_justify="left", show_header=isinstance(rows[0], dict))
+    for name in rows[0] if isinstance(rows[0], dict) else ():
+        table.add_column(str(name).replace("_", " "))
+    for row in rows:
+        table.add_row(*(_cell(item) for item in (row.values() if isinstance(row, dict) else row)))
     return table
+
+
+def _rows(value: dict[str, Any] | list[Any]) -> list[Any]:
+    """Returns rows: dicts where columns have names, tuples where they have none."""
+    if isinstance(value, list):
+        return [item if isinstance(item, dict) else (item,) for item in value]
+    if all(isinstance(inner, dict) for inner in value.values()):  # {sex: {female: {speakers: 12, ...}}}
+        return [
+            {"": name, " ": key, **(item if isinstance(item, dict) else {"count": item})}
+            for name, inner in value.items()
+            for key, item in inner.items()
+        ]
+    return list(value.items())
 
 
 def _cell(value: object) -> str:
@@ -154,8 +160,6 @@ def _cell(value: object) -> str:
         return f"{value:,.3g}"
     if isinstance(value, int):
         return f"{value:,}"
-    if isinstance(value, dict):
-        return escape(", ".join(f"{key} {item}" for key, item in value.items()))
-    if isinstance(value, list | tuple):
-        return escape(", ".join(map(str, value)))
+    if isinstance(value, list | tuple | dict):
+        return escape(", ".join(map(str, value))) or "none"
     return escape("" if value is None else str(value))
