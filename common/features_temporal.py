@@ -16,7 +16,7 @@ SILENCE_POWER = 1e-10  # a frame below it has no pitch
 FORMANT_LOW_HZ = 90.0
 FORMANT_MAX_BANDWIDTH_HZ = 500.0
 FORMANT_PRE_EMPHASIS = 0.97
-LPC_ROWS = 32  # Burg's method goes over its frames again and again: so many stay in a cache
+LPC_ROWS = 64  # Burg's method goes over its frames again and again: so many stay in a cache
 EXHAUSTED = 1e-13  # the share of a frame's power that rounding leaves unpredictable
 TINY = np.finfo(np.float64).tiny
 
@@ -42,22 +42,25 @@ def lpc(frames: Frames, order: int) -> Frames:
 
 
 def _burg(frames: Frames, order: int) -> Frames:
-    forward, backward = frames[:, 1:].copy(), frames[:, :-1].copy()
-    power = np.vecdot(forward, forward) + np.vecdot(backward, backward)
+    signal = np.ascontiguousarray(frames.T)  # time runs down: each step is along whole rows
+    forward, backward = signal[1:].copy(), signal[:-1].copy()
+    rooms = np.empty_like(forward), np.empty_like(forward)
+    power = np.square(forward).sum(axis=0) + np.square(backward).sum(axis=0)
     enough = power * EXHAUSTED
-    out = np.zeros((len(frames), order + 1))
-    out[:, 0] = 1
+    out = np.zeros((order + 1, len(frames)))
+    out[0] = 1
     for step in range(order):
+        room, other = (room[: len(forward)] for room in rooms)
         left = power > enough
-        ratio = np.where(left, -2 * np.vecdot(forward, backward) / np.where(left, power, 1), 0)
-        reflection = ratio[:, None]
-        out[:, 1 : step + 2] += reflection * out[:, step::-1]
-        change = reflection * backward
-        backward += reflection * forward
-        forward += change
-        power = (1 - ratio**2) * power - backward[:, -1] ** 2 - forward[:, 0] ** 2
-        forward, backward = forward[:, 1:], backward[:, :-1]
-    return out[:, 1:]
+        together = np.multiply(forward, backward, out=room).sum(axis=0)
+        reflection = np.where(left, -2 * together / np.where(left, power, 1), 0)
+        out[1 : step + 2] += reflection * out[step::-1]
+        np.multiply(backward, reflection, out=room)
+        backward += np.multiply(forward, reflection, out=other)
+        forward += room
+        power = (1 - reflection**2) * power - backward[-1] ** 2 - forward[0] ** 2
+        forward, backward = forward[1:], backward[:-1]
+    return out[1:].T
 
 
 def lpcc(coefficients: Frames, n_lpcc: int) -> Frames:
