@@ -12,7 +12,6 @@ Guarantees:
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from torch import Tensor, nn
+from torch import nn
 
 from sottovoce.client.evaluate import confusion
 from sottovoce.client.train import TrainResult
@@ -33,7 +32,7 @@ from sottovoce.common.errors import RunError
 from sottovoce.common.flower import array_record, read_weights
 from sottovoce.common.folds import fold_of, leaking_random_fold, n_folds
 from sottovoce.common.study import Study
-from sottovoce.common.weights import fill, from_state_dict
+from sottovoce.common.weights import ModelWeights
 
 CACHE_BYTES = 64_000_000  # of mapped features: they count as this process's memory while they are mapped
 CACHE_SITES = 200  # each holds a file descriptor, of which a process has about a thousand
@@ -47,10 +46,10 @@ def train(message: Message, context: Context) -> Message:
     visit = _visit(message, context)
     allowed = visit.data.trains & ~visit.withheld
     data = visit.data if allowed.all() else visit.data.select(allowed)
-    fill(visit.state, read_weights(_arrays(message)))
+    visit.weights.write(read_weights(_arrays(message)))
     result = _train(visit, data)
     metrics = MetricRecord({"loss": result.loss, "n-examples": result.n_examples, "n-steps": result.n_steps})
-    arrays = array_record(from_state_dict(visit.state))
+    arrays = array_record(visit.weights.copy())
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
 
@@ -58,7 +57,7 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Counts (truth, predicted) over the speakers who are withheld, as one flat list."""
     visit = _visit(message, context)
-    fill(visit.state, read_weights(_arrays(message)))
+    visit.weights.write(read_weights(_arrays(message)))
     data = visit.data.select(visit.withheld).originals()
     counts = confusion(visit.model, data, len(visit.study.labels.classes), visit.device)
     metrics = MetricRecord({"confusion": counts.reshape(-1).tolist()})
@@ -80,7 +79,7 @@ class _Visit:
     data: SiteData
     withheld: npt.NDArray[np.bool_]
     model: nn.Module
-    state: Mapping[str, Tensor]
+    weights: ModelWeights
     seed: int
     round: int
     rounds: int
@@ -89,19 +88,19 @@ class _Visit:
 
 
 def _visit(message: Message, context: Context) -> _Visit:
-    config = message.content["config"]
+    config = dict(message.content["config"].items())
     study = _study(_setting(context, "study-file"))
     data = _opened(_site_folder(context))
     seed, fold = int(config["seed"]), int(config["fold"])  # type: ignore[arg-type]
     device = str(context.node_config.get("device", context.run_config.get("device", "cpu")))
-    model, state = _model(_setting(context, "study-file"), tuple(data.widths.items()), device)
+    model, weights = _model(_setting(context, "study-file"), tuple(data.widths.items()), device)
     leaks = bool(config.get("leaking-split", False))
     return _Visit(
         study=study,
         data=data,
         withheld=withheld(data, study, seed=seed, fold=fold, leaking_split=leaks),
         model=model,
-        state=state,
+        weights=weights,
         seed=seed,
         round=int(config["round"]),  # type: ignore[arg-type]
         rounds=int(config["rounds"]),  # type: ignore[arg-type]
@@ -164,14 +163,14 @@ def _setting(context: Context, name: str) -> str:
     return value
 
 
-def _site_folder(context: Context) -> Path:
+def _site_folder(context: Context) -> str:
     if "site-folder" in context.node_config:
-        return Path(_setting(context, "site-folder"))
+        return _setting(context, "site-folder")
     folders = sorted(path for path in Path(_setting(context, "sites-folder")).iterdir() if path.is_dir())
     number = int(context.node_config["partition-id"])
     if not 0 <= number < len(folders):
         raise RunError(f"Expected a partition-id below {len(folders)}, the number of sites; came {number}.")
-    return folders[number]
+    return str(folders[number])
 
 
 @lru_cache(maxsize=4)
@@ -182,24 +181,20 @@ def _study(path: str) -> Study:
 @lru_cache(maxsize=2)
 def _model(
     study_file: str, widths: tuple[tuple[str, int], ...], device: str
-) -> tuple[nn.Module, Mapping[str, Tensor]]:
-    """Returns the one model of this process, and its tensors.
-
-    Its own initial weights do not matter: every message brings all of them. The tensors stay the model's:
-    training changes them in place.
-    """
+) -> tuple[nn.Module, ModelWeights]:
+    """Returns the one model of this process. Its initial weights do not matter: every message brings all."""
     study = _study(study_file)
     model = models.build(study.model, dict(widths), len(study.labels.classes), seed=0).to(device)
-    return model, model.state_dict()
+    return model, ModelWeights(model)
 
 
-_sites: OrderedDict[Path, SiteData] = OrderedDict()
+_sites: OrderedDict[str, SiteData] = OrderedDict()
 
 
-def _opened(folder: Path) -> SiteData:
+def _opened(folder: str) -> SiteData:
     """Opens a site, or takes it from those used last, of which a bounded number is kept."""
     if (found := _sites.get(folder)) is None:
-        found = _sites[folder] = SiteData.open(folder)
+        found = _sites[folder] = SiteData.open(Path(folder))
         while len(_sites) > 1 and not _fits():
             _sites.popitem(last=False)
     _sites.move_to_end(folder)

@@ -124,8 +124,8 @@ LazyArray.__name__ = LazyArray.__qualname__ = "Array"
 def array_record(weights: Weights) -> ArrayRecord:
     """Returns the record of `weights`, without copying them: they must not change any more."""
     record = ArrayRecord()
-    for name, array in weights.items():
-        record[name] = LazyArray(array)
+    # What `record[name] = ...` ends in. Its checks of type cost more than all the rest of a message.
+    record.__dict__["_data"] = {name: LazyArray(array) for name, array in weights.items()}
     return record
 
 
@@ -219,7 +219,7 @@ def reply_of(message: Message) -> Reply:
     return Reply(
         node_id=node_id,
         group=group,
-        arrays=arrays if isinstance(arrays, ArrayRecord) else {},
+        arrays=dict(arrays.items()) if isinstance(arrays, ArrayRecord) else {},
         metrics=cast(Mapping[str, Metric], metrics) if isinstance(metrics, MetricRecord) else {},
         surplus=tuple(sorted(content.keys() - {ARRAYS, METRICS})),
         n_bytes=_n_bytes(arrays) if isinstance(arrays, ArrayRecord) else 0,

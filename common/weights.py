@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 Array = npt.NDArray[np.float32]
 Weights = Mapping[str, Array]
@@ -82,27 +82,43 @@ class Layout:
         return {name: flat[span].reshape(shape) for name, shape, span in self.spans}
 
 
-def from_state_dict(state_dict: "Mapping[str, Tensor]") -> dict[str, Array]:
-    """Copies a model's tensors: the model may go on changing its own.
+class ModelWeights:
+    """A model's tensors, to be written and copied many times: what does not change is looked up once.
 
-    The copies are views of one new flat vector, so that they travel as one block.
+    The model must stay on its device, and go on using the same tensors (`client/train.py` does).
     """
+
+    def __init__(self, model: "nn.Module") -> None:
+        self._tensors = model.state_dict()
+        self._views = {name: t.numpy() for name, t in self._tensors.items() if t.is_cpu}
+        self._layout = Layout.of({name: t.cpu().numpy() for name, t in self._tensors.items()})
+
+    def write(self, weights: Weights) -> None:
+        """Writes weights into the model.
+
+        Raises:
+            KeyError: a tensor is missing.
+            ValueError, TypeError: one has another shape or dtype.
+        """
+        for name, shape in self._layout.entries:
+            if weights[name].shape != shape:
+                raise ValueError(f"Expected {name!r} of shape {shape}; came {weights[name].shape}.")
+            if name in self._views:
+                np.copyto(self._views[name], weights[name], casting="no")
+            else:
+                self._tensors[name].copy_(to_state_dict({name: weights[name]})[name])
+
+    def copy(self) -> dict[str, Array]:
+        """Copies the model's weights, as views of one new flat vector."""
+        held = self._views or {name: tensor.cpu().numpy() for name, tensor in self._tensors.items()}
+        return self._layout.unflatten(self._layout.flatten(held))
+
+
+def from_state_dict(state_dict: "Mapping[str, Tensor]") -> dict[str, Array]:
+    """Copies a model's tensors, as views of one new flat vector: the model may go on changing its own."""
     tensors = {name: tensor.detach().cpu().numpy() for name, tensor in state_dict.items()}
     layout = Layout.of(tensors)
     return layout.unflatten(layout.flatten(tensors))
-
-
-def fill(state_dict: "Mapping[str, Tensor]", weights: Weights) -> None:
-    """Writes weights into a model's tensors, as `load_state_dict` does, without its search for surprises.
-
-    Raises:
-        KeyError: a tensor is missing.
-    """
-    for name, tensor in state_dict.items():
-        if tensor.is_cpu:
-            np.copyto(tensor.detach().numpy(), weights[name], casting="no")
-        else:
-            tensor.copy_(to_state_dict({name: weights[name]})[name])
 
 
 def to_state_dict(weights: Weights) -> "dict[str, Tensor]":

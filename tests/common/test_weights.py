@@ -1,5 +1,7 @@
 """Claims of common/weights.py."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sottovoce.common.weights import Layout, digest, from_state_dict, to_state_dict
+from sottovoce.common.weights import Layout, ModelWeights, digest, from_state_dict, to_state_dict
 from tests.fakes.federations import weights_of
 
 SHAPES = st.dictionaries(
@@ -57,6 +59,34 @@ def test_copies_of_a_model_do_not_follow_it() -> None:
     assert digest(weights) == before
     model.load_state_dict(to_state_dict(weights))
     assert digest(from_state_dict(model.state_dict())) == before
+
+
+def test_weights_written_into_a_model_are_its_weights_and_copies_do_not_follow_it() -> None:
+    model, other = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
+    held, wanted = ModelWeights(model), from_state_dict(other.state_dict())
+    held.write(wanted)
+    assert digest(from_state_dict(model.state_dict())) == digest(held.copy()) == digest(wanted)
+    copied = held.copy()
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    assert digest(copied) == digest(wanted) != digest(held.copy())
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda w: {"weight": w["weight"]}, KeyError),
+        (lambda w: w | {"bias": w["bias"][:1]}, ValueError),
+        (lambda w: w | {"bias": w["bias"].astype(np.float64)}, TypeError),
+    ],
+    ids=["missing", "one that would broadcast", "dtype"],
+)
+def test_other_weights_than_the_models_are_not_written(
+    change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]], error: type[Exception]
+) -> None:
+    model = torch.nn.Linear(2, 3)
+    with pytest.raises(error):
+        ModelWeights(model).write(change(from_state_dict(model.state_dict())))
 
 
 def test_a_model_with_a_counter_is_refused() -> None:

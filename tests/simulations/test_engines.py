@@ -212,7 +212,7 @@ def test_what_a_process_caches_is_bounded(sites: dict[str, Path], monkeypatch: p
     size = sum(array.nbytes for array in SiteData.open(sites["site-1"]).arrays.values())
     monkeypatch.setattr(client_app, "CACHE_BYTES", 2 * size)
     for folder in [*sites.values(), *sites.values()]:
-        assert client_app._opened(folder).site == folder.name
+        assert client_app._opened(str(folder)).site == folder.name
         assert len(client_app._sites) <= 2
     client_app._sites.clear()
 
