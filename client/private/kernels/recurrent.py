@@ -4,7 +4,7 @@ Time leads, so that a step is one block of memory: tables are (D, T, B, ...) wit
 second direction's frames are turned around beforehand (as in `common.models.layers.Recurrent`).
 
 Forward: one product makes all input gates of all steps. A step then adds h W' and takes its non-linearities
-in place. Backward: every factor that does not depend on the recurrence is computed for all steps at once; a
+in place. Backward: the factors that do not depend on the recurrence are computed for several steps at once; a
 step is left with five operations. Weights: one batched product of gate gradients with inputs and states.
 """
 
@@ -17,6 +17,9 @@ from torch import Tensor
 from sottovoce.client.private.kernels.base import Kernel, Saved, Weight
 from sottovoce.client.private.sink import Sink
 from sottovoce.common.models.layers import Recurrent, turned
+
+Products = tuple[tuple[Tensor, Tensor, Tensor], ...]
+BLOCK_STEPS = 8  # steps whose factors are computed at once: a megabyte, which stays in the cache until used
 
 
 class RecurrentKernel(Kernel):
@@ -41,35 +44,36 @@ class RecurrentKernel(Kernel):
         """Returns the gradient of the gates, from that of the states (D, T, B, H), which is overwritten."""
         raise NotImplementedError
 
+    def scaled(self, weight: Tensor) -> Tensor:
+        """Returns a weight (D, G, ...) as `scan` wants it."""
+        return weight
+
     def forward(self, values: Tensor, *context: Tensor) -> tuple[Tensor, Saved]:
         batch, n_frames, width = values.shape
-        order = self._order(context[0], n_frames)
-        frames = values.reshape(-1, width).index_select(0, order.view(-1)).view(len(self.cells), -1, width)
+        when = self._when(context[0], n_frames)
+        frames = values.reshape(-1, width).index_select(0, _frame_rows(when)).view(len(when), -1, width)
         inward, across = (torch.stack([w.value() for w in weights]) for weights in (self.inward, self.across))
-        biases = torch.stack([(one + other).detach() for one, other in self.biases])
-        gates = torch.baddbmm(biases[:, None], frames, inward.transpose(1, 2))
-        states, saved = self.scan(gates.view(len(self.cells), n_frames, batch, -1), across)
-        places = self._places(order)
-        outputs = [
-            s[1:].reshape(-1, self.hidden).index_select(0, p) for s, p in zip(states, places, strict=True)
-        ]
-        output = torch.cat(outputs, dim=1).view(batch, n_frames, -1)
-        return output, (frames, inward, across, order, states, *saved)
+        biases = self.scaled(torch.stack([(one + other).detach() for one, other in self.biases]))
+        gates = torch.baddbmm(biases[:, None], frames, self.scaled(inward).transpose(1, 2))
+        states, saved = self.scan(gates.view(len(when), n_frames, batch, -1), self.scaled(across))
+        output = states.view(-1, self.hidden).index_select(0, _state_rows(when))
+        return output.view(batch, n_frames, -1), (frames, inward, across, when, states, *saved)
 
     def backward(self, gradient: Tensor, saved: Saved, *, wants_input: bool) -> Tensor | None:
-        frames, inward, across, order, states, *rest = saved
-        batch, n_frames = gradient.shape[:2]
-        table = gradient.reshape(batch * n_frames, len(self.cells), self.hidden)
-        slopes = torch.stack([table[:, d].index_select(0, o) for d, o in enumerate(order)])
-        gates = self.unwind(slopes.view(len(self.cells), n_frames, batch, -1), states, rest, across)
-        self._write(gates, frames.view(*gates.shape[:3], -1), states)
+        frames, inward, across, when, states, *rest = saved
+        n_directions, batch, n_frames = when.shape
+        rows = (_frame_rows(when).view(n_directions, -1) * n_directions).add_(_counted(when, 0).view(-1, 1))
+        slopes = gradient.reshape(-1, self.hidden).index_select(0, rows.view(-1))
+        gates = self.unwind(slopes.view(n_directions, n_frames, batch, -1), states, rest, across)
+        self._write(gates, frames.view(n_directions, n_frames, batch, -1), states)
         if not wants_input:
             return None
-        turned_back = torch.bmm(gates.view(len(self.cells), n_frames * batch, -1), inward)
-        result = turned_back[0].index_select(0, self._places(order)[0])
-        for direction, places in enumerate(self._places(order)[1:], start=1):
-            result += turned_back[direction].index_select(0, places)
-        return result.view(batch, n_frames, -1)
+        found = torch.bmm(gates.view(n_directions, n_frames * batch, -1), inward)
+        onward, *backwards = (
+            part.index_select(0, (seen * batch + _counted(seen, 0)).view(-1))
+            for part, seen in zip(found, when, strict=True)
+        )
+        return sum(backwards, start=onward).view(batch, n_frames, -1)
 
     def _write(self, gates: Tensor, frames: Tensor, states: Tensor) -> None:
         for d, biases in enumerate(self.biases):
@@ -81,19 +85,33 @@ class RecurrentKernel(Kernel):
                 for bias in biases:  # torch keeps two, whose gradients are the same
                     self.sink.total(bias, total)
 
-    def _order(self, lengths: Tensor, n_frames: int) -> Tensor:
-        """Returns, for each direction, which row of a (B T) table stands at each place of a (T B) one."""
-        batch = len(lengths)
-        starts = torch.arange(batch, device=lengths.device)[:, None] * n_frames
-        onward = torch.arange(n_frames, device=lengths.device)[None, :].expand(batch, -1)
-        frames = [onward, turned(lengths, n_frames)][: len(self.cells)]
-        return torch.stack([(starts + f).t().reshape(-1) for f in frames])
+    def _when(self, lengths: Tensor, n_frames: int) -> Tensor:
+        """Returns (D, B, T): at which step a direction sees a frame, and which frame it sees at that step.
 
-    def _places(self, order: Tensor) -> Tensor:
-        """Returns the inverse of `_order`."""
-        return torch.empty_like(order).scatter_(
-            1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
-        )
+        These are the same, since turning around twice changes nothing.
+        """
+        onward = torch.arange(n_frames, device=lengths.device).expand(len(lengths), -1)
+        return torch.stack([onward, turned(lengths, n_frames)][: len(self.cells)])
+
+
+def _counted(like: Tensor, axis: int) -> Tensor:
+    """Returns 0, 1, ... along one axis, of extent 1 along the others."""
+    shape = [1] * like.dim()
+    shape[axis] = -1
+    return torch.arange(like.shape[axis], device=like.device).view(shape)
+
+
+def _frame_rows(when: Tensor) -> Tensor:
+    """Returns which row of a table (B T) stands at each place of (D T B)."""
+    n_frames = when.shape[2]
+    return (when + _counted(when, 1) * n_frames).transpose(1, 2).reshape(-1)
+
+
+def _state_rows(when: Tensor) -> Tensor:
+    """Returns which row of the states (D (T + 1) B) stands at each place of the output (B T D)."""
+    _, batch, n_frames = when.shape
+    steps = when + 1 + _counted(when, 0) * (n_frames + 1)
+    return (steps * batch + _counted(when, 1)).permute(1, 2, 0).reshape(-1)
 
 
 class RnnKernel(RecurrentKernel):
@@ -130,15 +148,17 @@ class LstmKernel(RecurrentKernel):
     tanh(x) = 2 sigmoid(2 x) - 1, so with the cell gate's rows doubled one sigmoid serves all four gates.
     """
 
+    def scaled(self, weight: Tensor) -> Tensor:
+        weight = weight.clone()
+        weight[:, 2 * self.hidden : 3 * self.hidden] *= 2.0
+        return weight
+
     def scan(self, gates: Tensor, across: Tensor) -> tuple[Tensor, Saved]:
         n_directions, n_frames, batch, _ = gates.shape
         hidden = self.hidden
         states, cells = gates.new_empty(2, n_directions, n_frames + 1, batch, hidden)
         states[:, 0], cells[:, 0] = 0.0, 0.0
         heights = torch.empty_like(cells[:, 1:])  # tanh of the cells
-        turned_weight = across.transpose(1, 2).clone()
-        for rows in (turned_weight, gates):
-            rows[..., 2 * hidden : 3 * hidden] *= 2.0
         minus_one = gates.new_full((), -1.0)
         tables = (
             gates,
@@ -148,7 +168,7 @@ class LstmKernel(RecurrentKernel):
             cells[:, 1:],
             states[:, 1:],
         )
-        recurrence = _products(gates, states[:, :-1], turned_weight)
+        recurrence = _products(gates, states[:, :-1], across.transpose(1, 2))
         for products, gate, i, f, g, o, height, before, c, h in zip(
             recurrence, *_each_step(*tables), strict=True
         ):
@@ -161,31 +181,45 @@ class LstmKernel(RecurrentKernel):
 
     def unwind(self, slopes: Tensor, states: Tensor, saved: Sequence[Tensor], across: Tensor) -> Tensor:
         gates, cells, heights = saved
+        n_frames = slopes.shape[1]
+        result = torch.empty_like(gates)
+        recurrence = [*_products(slopes[:, :-1], result[:, 1:], across), ()]
+        carried = slopes.new_zeros(slopes[:, 0].shape)
+        for end in range(n_frames, 0, -BLOCK_STEPS):
+            block = slice(max(0, end - BLOCK_STEPS), end)
+            own = gates[:, block], cells[:, block], heights[:, block]
+            self._unwind_block(recurrence[block], slopes[:, block], result[:, block], carried, *own)
+        return result
+
+    def _unwind_block(
+        self,
+        recurrence: Sequence[Products],
+        slopes: Tensor,
+        result: Tensor,
+        carried: Tensor,
+        gates: Tensor,
+        cells: Tensor,
+        heights: Tensor,
+    ) -> None:
+        """Fills `result`, the gates' gradient at some steps; `carried` is the cells', from the step after them."""
         into, forget, cell, out = torch.split(gates, self.hidden, dim=3)
-        # d gate / d its input, times what the gate is multiplied by; autograd's copies must stay as they are
-        factors = torch.addcmul(gates, gates, gates, value=-1.0)
-        by_into, by_forget, by_cell, by_out = torch.split(factors, self.hidden, dim=3)
+        # the slope of each gate, times what the gate is multiplied by
+        torch.addcmul(gates, gates, gates, value=-1.0, out=result)
+        by_into, by_forget, by_cell, by_out = torch.split(result, self.hidden, dim=3)
         by_into.mul_(cell)
-        by_forget.mul_(cells[:, :-1])
+        by_forget.mul_(cells)
         torch.addcmul(into, into * cell, cell, value=-1.0, out=by_cell)
         by_out.mul_(heights)
         to_cell = torch.addcmul(out, out * heights, heights, value=-1.0)
-        inner = torch.unflatten(factors[..., : 3 * self.hidden], 3, (3, self.hidden))
-        carried = slopes.new_zeros(slopes[:, 0].shape)
-        recurrence = [*_products(slopes[:, :-1], factors[:, 1:], across), ()]
+        inner = torch.unflatten(result[..., : 3 * self.hidden], 3, (3, self.hidden))
         tables = (slopes, inner, by_out, to_cell, forget)
-        for products, slope, three, last, height, f in reversed(
-            list(zip(recurrence, *_each_step(*tables), strict=True))
-        ):
+        steps = list(zip(recurrence, *_each_step(*tables), strict=True))
+        for products, slope, three, last, height, f in reversed(steps):
             _add(products)
             carried.addcmul_(slope, height)
             three.mul_(carried[:, :, None])
             last.mul_(slope)
             carried.mul_(f)
-        return factors
-
-
-Products = tuple[tuple[Tensor, Tensor, Tensor], ...]
 
 
 def _products(into: Tensor, of: Tensor, by: Tensor) -> list[Products]:
