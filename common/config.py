@@ -67,8 +67,10 @@ def canonical(tree: Any) -> str:
 
 def as_plain(value: Any) -> Any:
     """Returns dataclasses as dicts (None fields left out), tuples as lists, integral floats as floats."""
+    if value is None or isinstance(value, str | int | float):  # most of every tree
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+        fields = ((name, getattr(value, name)) for name in _fields(type(value)))
         return {name: as_plain(item) for name, item in fields if item is not None}
     if isinstance(value, Mapping):
         return {key: as_plain(item) for key, item in value.items()}
@@ -82,26 +84,24 @@ def _dataclass(cls: Any, table: object, path: str, problems: list[str]) -> Any:
         problems.append(f"{path or 'the file'}: expected a table; came {_show(table)}.")
         return _BAD
     hints = _hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    fields = _fields(cls)
     prefix = f"{path}." if path else ""
     before = len(problems)
     for key in table:
         if key not in fields:
             problems.append(f"{prefix}{key}: unknown key; expected one of {', '.join(fields)}.")
     values = {}
-    for name, field in fields.items():
+    for name, needed in fields.items():
         if name in table:
             values[name] = _value(hints[name], table[name], f"{prefix}{name}", problems)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+        elif needed:
             problems.append(f"{prefix}{name}: missing; expected {_describe(hints[name])}.")
     return _BAD if len(problems) > before else cls(**values)
 
 
 def _value(hint: Any, value: object, path: str, problems: list[str]) -> Any:
-    whole, interval = hint, None
-    if get_origin(hint) is Annotated:
-        hint, *extras = get_args(hint)
-        interval = next((extra for extra in extras if isinstance(extra, Interval)), None)
+    whole = hint
+    hint, interval = _unwrapped(hint)
     result = _plain(hint, value, path, problems, whole)
     if interval is not None and result is not _BAD and result is not None:
         size = result if isinstance(result, int | float) else len(result)
@@ -113,6 +113,8 @@ def _value(hint: Any, value: object, path: str, problems: list[str]) -> Any:
 
 
 def _plain(hint: Any, value: object, path: str, problems: list[str], whole: Any) -> Any:
+    if type(value) is hint and hint is not float:  # plain values, most of all; a float must also be finite
+        return value
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
         return _union(hint, value, path, problems)
@@ -167,6 +169,25 @@ def _union(hint: Any, value: object, path: str, problems: list[str]) -> Any:
 @functools.cache  # resolving annotations costs more than building the object, and a ledger has 100,000
 def _hints(cls: Any) -> Mapping[str, Any]:
     return get_type_hints(cls, include_extras=True)
+
+
+@functools.cache
+def _fields(cls: Any) -> Mapping[str, bool]:
+    """The names of a dataclass's fields, and whether each is needed."""
+    missing = dataclasses.MISSING
+    return {
+        field.name: field.default is missing and field.default_factory is missing
+        for field in dataclasses.fields(cls)
+    }
+
+
+@functools.cache
+def _unwrapped(hint: Any) -> tuple[Any, Interval | None]:
+    """A type without its annotations, and the range among them."""
+    if get_origin(hint) is not Annotated:
+        return hint, None
+    bare, *extras = get_args(hint)
+    return bare, next((extra for extra in extras if isinstance(extra, Interval)), None)
 
 
 @functools.cache
