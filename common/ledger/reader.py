@@ -101,6 +101,8 @@ class Reader:
             )
 
     def _check_time(self, entry: Entry) -> None:
+        if entry.time == self.last_time:
+            return
         try:
             written = datetime.datetime.strptime(entry.time, TIME_FORMAT).strftime(TIME_FORMAT)
         except ValueError:

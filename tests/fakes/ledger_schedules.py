@@ -1,0 +1,219 @@
+"""Random schedules of crash, retry, restart and concurrency over the production ledger, and what must hold.
+
+Outside stands a patient who counts: every training step that began, and every byte that was sent. Whatever
+happened to the disk, after every restart
+
+ 1. what began is spent in the ledger (no spend forgotten);
+ 2. all that began fits under the cap in force when it was approved (no release over the cap);
+ 3. every release that was sent is committed, and its bytes, and no others, may be sent again;
+ 4. the ledger verifies, and contains every checkpoint that was sent along.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from sottovoce.client.policy import adopt
+from sottovoce.common.errors import LedgerError
+from sottovoce.common.ledger.entries import Charge
+from sottovoce.common.ledger.rule import merged
+from sottovoce.common.ledger.store import HEAD_FILE, LEDGER_FILE
+from sottovoce.common.ledger.verify import verify
+from sottovoce.common.privacy.budget import Budget, Granted, Reserved
+from sottovoce.common.privacy.filter import filter_epsilon
+from tests.fakes.faulty_disk import Fault, FaultyDisk, FaultyFolder, Killed
+from tests.fakes.ledgers import ACCOUNTANT, DOMAIN, OTHER_STUDY, STUDY, charge_of, hospital
+
+# Four steps, eight, sixteen: the third study no longer fits, nor does a second run of the second.
+ASKED = ((STUDY, 4, 2.0), (OTHER_STUDY, 8, 1.5), (STUDY, 16, 1.2))
+STEPS = 2  # of every release
+FAULTS: tuple[Fault, ...] = ("kill_before", "kill_after", "torn", "full", "io_error", "short")
+
+
+class Broken(AssertionError):
+    """A schedule after which something that must hold does not."""
+
+
+@dataclass
+class World:
+    """What the patient outside has seen."""
+
+    began: Counter[Charge] = field(default_factory=Counter)
+    sent: dict[str, bytes] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    largest_cap: float = 3.0
+    n_faults: int = 0
+    n_restarts: int = 0
+    n_denied: int = 0
+    next_release: int = 0
+
+
+_START: dict[str, FaultyDisk] = {}
+
+
+def fresh_disk(draw: random.Random) -> FaultyDisk:
+    """A disk with a young ledger, copied from one that was made once."""
+    if "disk" not in _START:
+        disk = FaultyDisk()
+        hospital().create(FaultyFolder(disk)).close()
+        _START["disk"] = disk
+    copy = _START["disk"].copy()
+    copy.draw = draw
+    return copy
+
+
+def run_schedule(seed: int, *, n_lives: int = 4) -> World:
+    """Plays one schedule. Raises: Broken."""
+    draw = random.Random(seed)
+    disk, world = fresh_disk(draw), World()
+    for life in range(n_lives):
+        last = life == n_lives - 1
+        _arm(disk, draw, world, calm=last)
+        power_cut = draw.random() < 0.5
+        try:
+            _live(disk, draw, world)
+        except Killed:
+            pass
+        except LedgerError:  # a full disk, a failed fsync: the process ends in good order
+            power_cut = power_cut and draw.random() < 0.5
+        disk.crash(power_cut=power_cut and not last)
+        world.n_restarts += 1
+    _check(disk, world)
+    return world
+
+
+def _arm(disk: FaultyDisk, draw: random.Random, world: World, *, calm: bool) -> None:
+    """Something goes wrong at one operation of this life, or at a few; the last life is calm."""
+    rate = 0.0 if calm else draw.choice([0.01, 0.03, 0.1])
+
+    def fault(n: int, operation: str) -> Fault | None:
+        if draw.random() >= rate:
+            return None
+        world.n_faults += 1
+        return draw.choice(FAULTS)
+
+    disk.fault = fault
+
+
+def _live(disk: FaultyDisk, draw: random.Random, world: World) -> None:
+    """One life of the site's process: workers share one budget, a step of a random one at a time."""
+    with hospital().open(FaultyFolder(disk), seen=world.notes[-1:]) as ledger:
+        budget = Budget(ledger, ACCOUNTANT)
+        _check_budget(budget, world)
+        workers = [_worker(budget, draw, world) for _ in range(draw.randint(1, 3))]
+        workers.append(_office(budget, ledger_of=ledger, draw=draw, world=world, disk=disk))
+        while workers:
+            worker = draw.choice(workers)
+            try:
+                next(worker)
+            except StopIteration:
+                workers.remove(worker)
+
+
+def _worker(budget: Budget, draw: random.Random, world: World) -> Iterator[None]:
+    """Asks for a study where there is none, then reserve, train, commit, send; sometimes retries or gives up."""
+    at = hospital()
+    grants = [index for index, grant in budget.state.grants.items() if not grant.closed]
+    if not grants or draw.random() < 0.3:
+        study, steps, noise = draw.choice(ASKED)
+        granted = at.approve(budget, at.request(study=study, charges=[charge_of(steps, noise)]))
+        if not isinstance(granted, Granted):
+            world.n_denied += 1
+            return
+        grants = [granted.grant]
+    for _ in range(draw.randint(1, 3)):
+        yield
+        grant = draw.choice(grants)
+        world.next_release += 1
+        release = f"r{world.next_release}"
+        answer = _reserve(budget, grant, release)
+        if not isinstance(answer, Reserved) or answer.charge is None:
+            world.n_denied += 1
+            continue
+        world.began[replace(answer.charge, steps=1)] += answer.charge.steps
+        yield
+        if draw.random() < 0.15:
+            budget.burn(release, "training failed")
+            continue
+        note = budget.commit(release, release.encode())
+        world.sent[release], _ = release.encode(), world.notes.append(note)
+
+
+def _reserve(budget: Budget, grant: int, release: str) -> object:
+    domain = budget.state.domains[DOMAIN]
+    return budget.reserve(
+        release=release,
+        grant=grant,
+        what="update",
+        steps=STEPS,
+        round=0,
+        attempt=0,
+        manifest=b"patients",
+        withdrawals_honoured=domain.withdrawals,
+    )
+
+
+def _office(
+    budget: Budget, *, ledger_of: object, draw: random.Random, world: World, disk: FaultyDisk
+) -> Iterator[None]:
+    """What else happens to a ledger meanwhile."""
+    for _ in range(draw.randint(0, 2)):
+        yield
+        match draw.randrange(5):
+            case 0:
+                budget.withdraw(DOMAIN)
+            case 1:
+                for index, grant in list(budget.state.grants.items()):
+                    if not grant.closed and not grant.open_releases:
+                        budget.close_study(index, "enough")
+                        break
+            case 2:
+                policy = budget.state.policy
+                if policy is None:
+                    raise Broken("a policy was forgotten")
+                cap = draw.choice([2.0, 3.0, 4.0])
+                world.largest_cap = max(world.largest_cap, cap)
+                terms = replace(policy.domains[0], epsilon_cap=cap)
+                changed = replace(policy, version=policy.version + 1, domains=(terms,))
+                adopt(changed, ledger_of)  # type: ignore[arg-type]
+            case 3:
+                try:
+                    hospital().open(FaultyFolder(disk)).close()
+                except LedgerError:
+                    continue
+                raise Broken("a second process opened the ledger")
+            case _:
+                release = draw.choice([*world.sent, "never"])
+                if budget.may_resend(release, b"other bytes"):
+                    raise Broken("other bytes may be sent")
+
+
+def _check_budget(budget: Budget, world: World) -> None:
+    """Invariants 1 to 3, at every restart."""
+    spent = {replace(charge, steps=1): charge.steps for charge in budget.state.spent(DOMAIN)}
+    for charge, steps in world.began.items():
+        if spent.get(replace(charge, what="all"), 0) < steps:
+            raise Broken(f"{steps} steps began, {spent} are in the ledger")
+    together = merged(replace(charge, steps=steps) for charge, steps in world.began.items())
+    if together:
+        figures = (filter_epsilon(together, 1e-5), ACCOUNTANT.epsilon(together, 1e-5))
+        if min(figures) > world.largest_cap:
+            raise Broken(f"{figures} spent under a cap of {world.largest_cap}")
+    for release, released in world.sent.items():
+        if not budget.may_resend(release, released) or budget.may_resend(release, released + b"!"):
+            raise Broken("a release that was sent is not the committed one")
+
+
+def _check(disk: FaultyDisk, world: World) -> None:
+    """Invariant 4, at the end, and the others once more."""
+    with hospital().open(FaultyFolder(disk), seen=world.notes) as ledger:
+        _check_budget(Budget(ledger, ACCOUNTANT), world)
+    verdict = verify(
+        disk.names[LEDGER_FILE].data,
+        head=disk.names[HEAD_FILE].data.decode(),
+        seen=world.notes,
+        public_key=hospital().key.public_hex,
+    )
+    if not verdict.ok:
+        raise Broken(str(verdict.findings))
