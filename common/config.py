@@ -157,11 +157,11 @@ def _union(hint: Any, value: object, path: str, problems: list[str]) -> Any:
         return None
     if len(members) == 1:
         return _value(members[0], value, path, problems)
-    kinds = _kinds(tuple(members))
-    kind = value.get("kind") if isinstance(value, Mapping) else None
+    key, kinds = _kinds(tuple(members))
+    kind = value.get(key) if isinstance(value, Mapping) else None
     if not isinstance(kind, str) or kind not in kinds:  # a list would not even hash
         came = _show(kind if isinstance(value, Mapping) else value)
-        problems.append(f"{path}.kind: expected one of {', '.join(kinds)}; came {came}.")
+        problems.append(f"{path}.{key}: expected one of {', '.join(kinds)}; came {came}.")
         return _BAD
     return _dataclass(kinds[kind], value, path, problems)
 
@@ -191,8 +191,10 @@ def _unwrapped(hint: Any) -> tuple[Any, Interval | None]:
 
 
 @functools.cache
-def _kinds(members: tuple[Any, ...]) -> Mapping[str, Any]:
-    return {get_args(get_type_hints(member)["kind"])[0]: member for member in members}
+def _kinds(members: tuple[Any, ...]) -> tuple[str, Mapping[str, Any]]:
+    """The name of the first field, which tells the members of a union apart, and the member of each value."""
+    key = dataclasses.fields(members[0])[0].name
+    return key, {get_args(get_type_hints(member)[key])[0]: member for member in members}
 
 
 def _describe(hint: Any) -> str:
