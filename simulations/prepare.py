@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sottovoce.common.audio import printable
 from sottovoce.common.corpus import Corpus, Utterance, scan
 from sottovoce.common.dataset import Example, SiteData, clip_frames, normalise, pool, stream_shapes
 from sottovoce.common.errors import AudioError, CorpusError
@@ -213,7 +214,8 @@ def _compute_features(
         if isinstance(found, AudioError):
             if study.audio.on_bad_recording == "stop":
                 raise found
-            skipped.append(Skipped(recording=item.key, reason=str(found)))
+            place = f"{printable(item.utterance.path)}: "  # where files lie here is nobody's business elsewhere
+            skipped.append(Skipped(recording=item.key, reason=str(found).removeprefix(place)))
         else:
             kept.append(item)
             widths = {name: int(array.shape[-1]) for name, array in found.items()}
@@ -222,7 +224,7 @@ def _compute_features(
         for number, _ in enumerate(_stream(study, kept, workers, copy), start=1):
             on_event(Step(stage=f"copy {copy}", done=number, total=len(kept)))
     for entry in skipped[:MAX_NOTES]:
-        on_event(Note(text=f"skipped: {entry.reason}"))
+        on_event(Note(text=f"skipped: {entry.recording}: {entry.reason}"))
     if len(skipped) > MAX_NOTES:
         on_event(Note(text=f"skipped: {len(skipped)} recordings in all; run.json names them"))
     return Prepared(
