@@ -63,7 +63,8 @@ def _measure_head(head: str, bar: float, study_file: Path, sites: dict[str, Path
             against="the loop, times faster",
             bar=f"at least {bar:g}",
             met=speed_up >= bar,
-            note=f"{note}, {times['cohort'].page_faults} page faults",
+            note=f"{note}, {times['cohort'].page_faults:g} page faults, "
+            f"{times['loop'].cpu_ratio(times['cohort']):.1f} by CPU time",
         ),
         Row(
             what=f"{head}: largest difference of a weight",

@@ -5,6 +5,7 @@ python -m sottovoce.simulations.bench.flower_on_ray STUDY SITES     (in an envir
 
 import sys
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -65,10 +66,15 @@ def main(study_file: str, sites: str) -> None:
 
         def round() -> None:
             questions = strategy.configure_train(1, arrays, ConfigRecord(), grid)
-            strategy.aggregate_train(1, grid.send_and_receive(questions))
+            replies = list(grid.send_and_receive(questions))
+            if failed := [reply.error for reply in replies if reply.has_error()]:
+                raise RuntimeError(failed[0].reason)
+            strategy.aggregate_train(1, replies)
 
         answer_rounds(round)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    # By its own name: actors look functions up in their module, and theirs is another `__main__`.
+    flower_on_ray = import_module("sottovoce.simulations.bench.flower_on_ray")
+    flower_on_ray.main(*sys.argv[1:3])

@@ -38,7 +38,7 @@ from sottovoce.simulations.bench.timing import (
 from sottovoce.simulations.engines import open_exchange
 
 CELL = Cell(seed=0, fold=ALL_SPEAKERS, arm="benchmark")
-REPEATS = {10: 9, 100: 5, 1000: 5}
+REPEATS = {10: 15, 100: 9, 1000: 5}
 PLAIN, IN_PROCESS, TWO_WORKERS = "plain loop", "in process", "two workers"
 ON_RAY, PFL = "Flower on Ray, two actors", "pfl 0.6.0"
 RAY_ENVIRONMENT = Environment(".venv-bench-ray", ["flwr[simulation]==1.41.0", "torch==2.13.0", "safetensors"])
@@ -106,10 +106,15 @@ def _rows(n: int, times: Mapping[str, Times], repeats: int) -> list[Row]:
                     against=other,
                     bar="" if bar is None else f"at most {bar:g}",
                     met=None if bar is None or ratio is None else ratio <= bar,
-                    note=f"{repeats} repeats, {taken.page_faults} page faults here",
+                    note=_note(name, taken, times, repeats),
                 )
             )
     return rows
+
+
+def _note(name: str, taken: Times, times: Mapping[str, Times], repeats: int) -> str:
+    note = f"{repeats} repeats, {taken.page_faults:g} page faults here"
+    return f"{note}, CPU time {taken.cpu_ratio(times[PLAIN]):.3f} of plain" if name == IN_PROCESS else note
 
 
 def _missing(n: int, name: str, why: str) -> Row:

@@ -37,19 +37,43 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Times:
-    """What one thing took in each repeat, and how many fresh pages it had to be given meanwhile."""
+class Sample:
+    """One turn: its seconds, this process's own seconds of computing, and fresh pages it had to be given."""
 
-    seconds: tuple[float, ...]
+    seconds: float
+    cpu_seconds: float
     page_faults: int
+
+
+@dataclass(frozen=True)
+class Times:
+    """All turns of one thing."""
+
+    samples: tuple[Sample, ...]
+
+    @property
+    def seconds(self) -> list[float]:
+        """Returns what each turn took."""
+        return [sample.seconds for sample in self.samples]
 
     @property
     def median(self) -> float:
+        """Returns the seconds of a middling turn."""
         return statistics.median(self.seconds)
 
+    @property
+    def page_faults(self) -> float:
+        """Returns the page faults of a middling turn."""
+        return statistics.median(sample.page_faults for sample in self.samples)
+
     def ratio(self, other: "Times") -> float:
-        """Returns the median of the ratios of single repeats: drift that both felt cancels."""
+        """Returns the median of the ratios of turns that were neighbours: drift that both felt cancels."""
         return statistics.median(a / b for a, b in zip(self.seconds, other.seconds, strict=True))
+
+    def cpu_ratio(self, other: "Times") -> float:
+        """Returns the same of computing, which others disturb less: for work that stays in this process."""
+        pairs = zip(self.samples, other.samples, strict=True)
+        return statistics.median(a.cpu_seconds / b.cpu_seconds for a, b in pairs)
 
 
 def timed(work: Callable[[], object]) -> Turn:
@@ -65,20 +89,23 @@ def timed(work: Callable[[], object]) -> Turn:
 
 def take_turns(turns: Mapping[str, Turn], repeats: int, *, warm_up: int = 1) -> dict[str, Times]:
     """Runs each turn `repeats` times, one after the other, in an order that alternates."""
-    seconds: dict[str, list[float]] = {name: [] for name in turns}
-    faults = dict.fromkeys(turns, 0)
-    names = list(turns)
+    samples: dict[str, list[Sample]] = {name: [] for name in turns}
     for repeat in range(-warm_up, repeats):
-        for name in names if repeat % 2 else reversed(names):
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            took = turns[name]()
+        for name in sorted(turns, key=list(turns).index, reverse=bool(repeat % 2)):
+            sample = _sample(turns[name])
             if repeat >= 0:
-                seconds[name].append(took)
-                faults[name] += resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-    return {
-        name: Times(seconds=tuple(seconds[name]), page_faults=faults[name] // max(repeats, 1))
-        for name in names
-    }
+                samples[name].append(sample)
+    return {name: Times(tuple(found)) for name, found in samples.items()}
+
+
+def _sample(turn: Turn) -> Sample:
+    faults, cpu = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.process_time()
+    seconds = turn()
+    return Sample(
+        seconds=seconds,
+        cpu_seconds=time.process_time() - cpu,
+        page_faults=resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults,
+    )
 
 
 def report(rows: Sequence[Row], **facts: Any) -> dict[str, Any]:
@@ -101,14 +128,8 @@ class Environment:
         done = self._folder / "complete"
         if not done.exists():
             venv.create(self._folder, with_pip=True, clear=True)
-            command = [
-                self._folder / "bin" / "python",
-                "-m",
-                "pip",
-                "install",
-                "--quiet",
-                *self._requirements,
-            ]
+            command = [str(self._folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+            command += self._requirements
             made = subprocess.run(command, capture_output=True, text=True, check=False)
             if made.returncode:
                 raise NotMeasured(f"pip could not install {', '.join(self._requirements)}")
