@@ -1,9 +1,8 @@
 """Every patient's own gradient, for one private step: what is clipped is the patient, never the batch.
 
     engine = BookKeeping(model, loss)                       # or any other GradientEngine
-    for chunk in engine.chunks(batch, patients):
-        for patient, gradient in zip(chunk.patients, chunk.gradients.numpy()):
-            total += quantise(clip(gradient))               # common/privacy
+    rows = all_rows(engine, batch, draw.rows)               # draw: common.privacy.plan
+    update = release(PatientGradients(values=rows.numpy()), privacy, source)
 
 Guarantees, for every engine:
   - A row is the mean, over that patient's utterances in the batch, of the gradients of their losses.
@@ -21,7 +20,7 @@ independent of who is in the batch, and the bound holds mask by mask.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -39,8 +38,8 @@ Patients = npt.NDArray[np.int64]
 class Chunk:
     """Some patients' gradients. The next chunk overwrites them: use them up first, or copy."""
 
-    patients: Patients  # (n,) the numbers that the caller gave
-    gradients: Tensor  # (n, n_parameters) float32, row i belongs to patients[i]
+    patients: Patients = field(repr=False)  # (n,) the numbers that the caller gave
+    gradients: Tensor = field(repr=False)  # (n, n_parameters) float32, row i belongs to patients[i]
 
 
 class GradientEngine(Protocol):
@@ -54,6 +53,20 @@ class GradientEngine(Protocol):
         self, batch: Batch, patients: Patients, *, secret_dropout_seed: int | None = None
     ) -> Iterator[Chunk]:
         """Yields every patient of the batch once; `patients[i]` is the patient of utterance i."""
+
+
+def all_rows(engine: GradientEngine, batch: Batch, patients: Patients) -> Tensor:
+    """Returns one row for each patient in the batch, in no order that matters: what a clipped sum takes.
+
+    Without a copy where one chunk holds them all; the next step then overwrites it. An empty batch has no row.
+    """
+    found: list[Tensor] = []
+    for chunk in engine.chunks(batch, patients):
+        complete = not found and len(chunk.patients) == len(np.unique(patients))
+        found.append(chunk.gradients if complete else chunk.gradients.clone())
+    if len(found) == 1:
+        return found[0]
+    return torch.cat(found) if found else torch.empty(0, engine.n_parameters)
 
 
 def matrix(engine: GradientEngine, batch: Batch, patients: Patients, n_patients: int) -> Tensor:

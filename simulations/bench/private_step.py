@@ -21,11 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from sottovoce.client.optimiser import FlatParameters, Optimiser
-from sottovoce.client.private import Chunk, GradientEngine, LossOf, Patients, clipped_sum, matrix
+from sottovoce.client.private import Chunk, GradientEngine, LossOf, Patients, all_rows, clipped_sum, matrix
 from sottovoce.client.private.bookkeeping import BookKeeping, dropout, take
 from sottovoce.client.private.opacus_engine import OpacusHooks
 from sottovoce.client.private.rows import Rows
@@ -127,9 +128,9 @@ def _private(engine: GradientEngine, flat: FlatParameters, batch: Batch, patient
     Optimiser(SGD, flat.values).step(flat.values, torch.from_numpy(update.values), LEARNING_RATE)
 
 
-def _rows(engine: GradientEngine, batch: Batch, patients: Patients) -> Any:
-    (chunk,) = engine.chunks(batch, patients)
-    return chunk.gradients.numpy()
+def _rows(engine: GradientEngine, batch: Batch, patients: Patients) -> NDArray[np.float32]:
+    rows: NDArray[np.float32] = all_rows(engine, batch, patients).numpy()
+    return rows
 
 
 def _difference(name: str, spec: ModelSpec) -> Row:

@@ -71,9 +71,11 @@ class RecurrentKernel(Kernel):
         found = torch.bmm(gates.view(n_directions, n_frames * batch, -1), inward)
         onward, *backwards = (
             part.index_select(0, (seen * batch + _counted(seen, 0)).view(-1))
-            for part, seen in zip(found, when, strict=True)
+            for part, seen in zip(found.unbind(0), when.unbind(0), strict=True)
         )
-        return sum(backwards, start=onward).view(batch, n_frames, -1)
+        for part in backwards:
+            onward += part
+        return onward.view(batch, n_frames, -1)
 
     def _write(self, gates: Tensor, frames: Tensor, states: Tensor) -> None:
         for d, biases in enumerate(self.biases):

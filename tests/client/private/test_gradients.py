@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sottovoce.client.optimiser import FlatParameters
-from sottovoce.client.private import Chunk, Patients, clipped_sum, matrix
+from sottovoce.client.private import Chunk, Patients, all_rows, clipped_sum, matrix
 from sottovoce.client.private.bookkeeping import BookKeeping
 from sottovoce.client.private.kernels import trained_layers
 from sottovoce.client.private.trainable import freeze_all_but
@@ -168,6 +168,7 @@ def test_an_empty_draw_has_no_rows() -> None:
         labels=batch.labels[:0],
     )
     assert list(engine.chunks(nobody, patients[:0])) == []
+    assert all_rows(engine, nobody, patients[:0]).shape == (0, engine.n_parameters)
     assert not clipped_sum(engine, nobody, patients[:0], 1.0).any()
 
 
@@ -183,6 +184,23 @@ def test_columns_are_in_the_order_of_the_flat_parameters(name: str) -> None:
         (chunk,) = BookKeeping(model, per_example).chunks(batch, everybody_one)
         torch.testing.assert_close(flat.gradient, wanted, rtol=0, atol=0)  # the rows go nowhere else
         assert float((chunk.gradients[0] - wanted).norm() / wanted.norm()) < 1e-12
+
+
+@pytest.mark.parametrize("at_once", [2, N_PATIENTS])
+def test_all_rows_are_the_matrix_in_another_order(at_once: int) -> None:
+    model = built("lstm")
+    batch, patients = cohort()
+    wanted = matrix(BookKeeping(model, per_example), batch, patients, N_PATIENTS)
+    engine = BookKeeping(model, per_example, max_floats=at_once * wanted.shape[1])
+    found = all_rows(engine, batch, patients)
+    assert found.shape == wanted.shape
+    torch.testing.assert_close(found[found[:, 0].argsort()], wanted[wanted[:, 0].argsort()])
+
+
+def test_a_chunk_does_not_print_what_it_holds() -> None:
+    chunk = Chunk(patients=np.array([17]), gradients=torch.tensor([[0.25]]))
+    assert "17" not in repr(chunk)
+    assert "0.25" not in repr(chunk)
 
 
 def test_clipping_sums_rows_of_at_most_the_bound() -> None:
