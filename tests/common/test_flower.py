@@ -135,7 +135,7 @@ def test_flowers_own_fedavg_runs_unmodified_on_our_grid() -> None:
 
     @app.train()
     def train(message: Message, context: flower.Context) -> Message:
-        state = message.content["arrays"].to_torch_state_dict()
+        state = message.content.array_records["arrays"].to_torch_state_dict()
         changed = {name: tensor + context.node_id for name, tensor in state.items()}
         metrics = MetricRecord({"num-examples": 1, "loss": 1.0})
         return Message(RecordDict({"arrays": ArrayRecord(changed), "metrics": metrics}), reply_to=message)
@@ -257,5 +257,6 @@ def test_site_names_are_asked_of_grids_that_do_not_know_them() -> None:
             own = ("_inner", "__class__")
             return object.__getattribute__(self, name) if name in own else getattr(self._inner, name)
 
-    Foreign.__abstractmethods__ = frozenset()
-    assert flower.site_names(Foreign(), timeout=5.0) == {1: "site-1", 2: "site-2"}
+    Foreign.__abstractmethods__ = frozenset()  # what is abstract is passed on
+    names = flower.site_names(Foreign(), timeout=5.0)  # type: ignore[abstract]
+    assert names == {1: "site-1", 2: "site-2"}

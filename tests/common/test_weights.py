@@ -35,7 +35,7 @@ def test_digest_changes_with_any_bit_name_shape_or_order() -> None:
         others.append({**weights, name: flipped})
     others.append({("x" if name == "scale" else name): array for name, array in weights.items()})
     others.append({**weights, "layer.weight": weights["layer.weight"].reshape(2, 3)})
-    others.append(dict(reversed(weights.items())))
+    others.append(dict(reversed(list(weights.items()))))
     others.append({**weights, "layer.bias": weights["layer.bias"].view(np.int32)})
     assert len({digest(other) for other in [weights, *others]}) == 1 + len(others)
 

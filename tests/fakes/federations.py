@@ -79,8 +79,9 @@ def update_of(site: str, round: int, shape: tuple[int, ...], name: str) -> np.nd
 
 def trained(message: Message, context: Context) -> dict[str, np.ndarray]:
     """Returns an honest site's weights after the round of the message."""
-    site, round = str(context.node_config["site"]), int(message.content["config"]["round"])
-    arrays = {name: array.numpy() for name, array in message.content["arrays"].items()}
+    content: Any = message.content
+    site, round = str(context.node_config["site"]), int(content["config"]["round"])
+    arrays = {name: array.numpy() for name, array in content["arrays"].items()}
     moved = {name: array + update_of(site, round, array.shape, name) for name, array in arrays.items()}
     return {name: np.asarray(array) for name, array in moved.items()}
 
@@ -117,14 +118,15 @@ def honestly(message: Message, context: Context) -> Message:
 
 def counting(message: Message, context: Context) -> Message:
     """Answers with how often this site was called, from its own kept state."""
-    calls = context.state.setdefault("calls", MetricRecord({"n": 0}))
+    calls: Any = context.state.setdefault("calls", MetricRecord({"n": 0}))
     calls["n"] += 1
     return reply(message, trained(message, context), {"loss": 0.5, "n-examples": calls["n"], "n-steps": 1})
 
 
 def crashing_once(message: Message, context: Context) -> Message:
     """Kills its own process at site-2's first call of each round."""
-    round = message.content["config"]["round"]
+    content: Any = message.content
+    round = content["config"]["round"]
     mark = Path(str(context.node_config["folder"])) / f"crashed-{round}"
     if context.node_config["site"] == "site-2" and not mark.exists():
         mark.touch()
@@ -311,7 +313,8 @@ def broken_app(how: str, site: str = "site-2") -> ClientApp:
 
     def answer(message: Message, context: Context) -> Message:
         if context.node_config["site"] == site:
-            return BROKEN[how][0](message, trained(message, context))
+            broken: Message = BROKEN[how][0](message, trained(message, context))
+            return broken
         return honestly(message, context)
 
     return app_of(answer)

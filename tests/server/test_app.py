@@ -27,8 +27,8 @@ def context_of(**config: str | int) -> Context:
 def test_the_server_app_ends_where_the_round_loop_ends(tmp_path: Path) -> None:
     study_file, start = write_study(tmp_path / "study.toml", n_sites=4), tmp_path / "start.safetensors"
     save_file(dict(weights_of()), start)
-    config = {"study-file": str(study_file), "initial-weights": str(start), "seed": 3}
-    app(InProcessGrid(honest_app, nodes_of(4), {}), context_of(**config, checkpoint=str(tmp_path / "c")))
+    files = {"study-file": str(study_file), "initial-weights": str(start), "checkpoint": str(tmp_path / "c")}
+    app(InProcessGrid(honest_app, nodes_of(4), {}), context_of(**files, seed=3))
 
     study, cell = load(study_file), Cell(seed=3, fold=-1, arm="federated")
     grid = InProcessGrid(honest_app, nodes_of(4), {})

@@ -13,7 +13,6 @@ import pytest
 
 from sottovoce.common.errors import RunError
 from sottovoce.common.weights import Layout
-from sottovoce.server import checkpoint as checkpoints
 from sottovoce.server.checkpoint import Checkpoint, Identity, load, save
 from sottovoce.server.strategies import ServerState
 from tests.fakes.federations import study_of, weights_of
@@ -93,7 +92,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         saved(path, checkpoint_of(seed=1))
     np.testing.assert_array_equal(load(path, LAYOUT, IDENTITY).state.weights, checkpoint_of().state.weights)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sottovoce.common.errors import RunError, UpdateRefused
-from sottovoce.common.flower import Reply, array_record
+from sottovoce.common.flower import Array, Reply, array_record
 from sottovoce.common.weights import Layout
 from sottovoce.server.contract import Contract, confusion_counts
 from sottovoce.server.exchange import Call, Collected, GridExchange, Share
@@ -102,13 +102,13 @@ def contract(bound: float = 100.0) -> Contract:
     return Contract(group=call().group, layout=LAYOUT, sent=sent, max_update_norm=bound)
 
 
-def returned(step: float = 0.25) -> dict[str, object]:
+def returned(step: float = 0.25) -> dict[str, Array]:
     return dict(array_record({name: np.asarray(array + np.float32(step)) for name, array in WEIGHTS.items()}))
 
 
 def test_the_norm_bound_is_inclusive_and_of_the_whole_update() -> None:
     metrics = {"loss": 0.5, "n-examples": 1, "n-steps": 1}
-    reply = Reply(node_id=1, group=call().group, arrays=returned(), metrics=metrics)  # type: ignore[arg-type]
+    reply = Reply(node_id=1, group=call().group, arrays=returned(), metrics=metrics)
     difference = contract().check("a", reply).difference
     norm = math.sqrt(float(np.sum(difference.astype(np.float64) ** 2)))
     assert norm == pytest.approx(0.25 * math.sqrt(10), rel=1e-6)

@@ -14,9 +14,9 @@ from sottovoce.common import study as studies
 from sottovoce.common.errors import QuorumError, RunError
 from sottovoce.common.flower import ClientApp, Message
 from sottovoce.common.study import Study
-from sottovoce.common.weights import digest
+from sottovoce.common.weights import Layout, digest
 from sottovoce.server import rounds, strategies
-from sottovoce.server.exchange import GridExchange
+from sottovoce.server.exchange import Collected, GridExchange
 from sottovoce.server.rounds import Cell, Outcome, RoundRecord, cohort_of, quorum_of, run, run_alone
 from sottovoce.simulations.engines.inprocess import InProcessGrid
 from tests.fakes.federations import (
@@ -89,9 +89,9 @@ def test_the_initial_weights_are_left_as_they_were() -> None:
 
 
 def test_init_and_apply_are_pure() -> None:
-    algorithm, layout = strategies.of(FEDADAM), rounds.Layout.of(weights_of())
+    algorithm, layout = strategies.of(FEDADAM), Layout.of(weights_of())
     state = rounds.init(algorithm, layout, weights_of())
-    collected = rounds.Collected(total=np.ones(layout.size), weight=2.0, loss=3.0)
+    collected = Collected(total=np.ones(layout.size), weight=2.0, loss=3.0)
     first, diagnostics = rounds.apply(algorithm, state, collected)
     second, _ = rounds.apply(algorithm, state, collected)
     np.testing.assert_array_equal(first.weights, second.weights)

@@ -111,10 +111,11 @@ def test_three_rounds_equal_flowers_own_but_for_its_bias_correction(spec: study.
     strategy = strategies.of(spec)
     state, returned = strategy.init(start), []
     for _ in range(3):
-        weights = [state.weights + random.normal(size=200).astype(np.float32) * 0.1 for _ in range(4)]
+        steps = np.asarray(0.1 * random.normal(size=(4, 200)), np.float32)
+        weights = [state.weights + step for step in steps]
         returned.append(weights)
         mean = np.mean([own - state.weights for own in weights], axis=0, dtype=np.float64)
-        state = strategy.apply(state, mean.astype(np.float32))
+        state = strategy.apply(state, np.asarray(mean, np.float32))
     np.testing.assert_allclose(state.weights, flowers_rounds(spec, start, returned), atol=2e-6)
 
 

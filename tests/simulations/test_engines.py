@@ -11,9 +11,9 @@ import pytest
 from sottovoce.client import app as client_app
 from sottovoce.common import models
 from sottovoce.common import study as studies
-from sottovoce.common.dataset import SiteData
+from sottovoce.common.dataset import Example, SiteData
 from sottovoce.common.errors import RunError
-from sottovoce.common.flower import Message, RecordDict
+from sottovoce.common.flower import Message, Node, RecordDict
 from sottovoce.common.folds import fold_of
 from sottovoce.common.study import Execution, Study
 from sottovoce.common.weights import from_state_dict
@@ -171,9 +171,7 @@ def test_withheld_speakers_are_not_trained_on(
     assert spoiled.rounds[-1].confusion != honest.rounds[-1].confusion
 
 
-def _examples_with_garbage(data: SiteData, hidden: np.ndarray) -> list[object]:
-    from sottovoce.common.dataset import Example
-
+def _examples_with_garbage(data: SiteData, hidden: np.ndarray) -> list[Example]:
     return [
         Example(
             key=data.keys[i],
@@ -218,8 +216,6 @@ def test_what_a_process_caches_is_bounded(sites: dict[str, Path], monkeypatch: p
 
 
 def test_nodes_without_a_folder_take_theirs_by_partition(sites: dict[str, Path]) -> None:
-    from sottovoce.common.flower import Node
-
     nodes = [Node(site="?", config={"partition-id": number}) for number in range(4)]
     folder = next(iter(sites.values())).parent
     grid = InProcessGrid(client_app.app, nodes, {"sites-folder": str(folder)})
@@ -230,8 +226,6 @@ def test_nodes_without_a_folder_take_theirs_by_partition(sites: dict[str, Path])
 
 @pytest.mark.parametrize("number", [-1, 4])
 def test_a_partition_that_is_not_there_is_an_error(sites: dict[str, Path], number: int) -> None:
-    from sottovoce.common.flower import Node
-
     folder = next(iter(sites.values())).parent
     grid = InProcessGrid(
         client_app.app, [Node(site="?", config={"partition-id": number})], {"sites-folder": str(folder)}
