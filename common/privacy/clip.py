@@ -94,10 +94,12 @@ def quantised_sum(clipped: ClippedPatientGradients, grid_step: float) -> Quantis
 
 def _square_norms(values: NDArray[np.float32]) -> NDArray[np.float64]:
     n_rows, width = values.shape
-    squares = np.zeros(n_rows)
+    squares, buffer = np.zeros(n_rows), np.empty((n_rows, 1024))
     for start in range(0, width, 1024):
-        block = values[:, start : start + 1024].astype(np.float64)
-        squares += np.einsum("ij,ij->i", block, block)
+        block = values[:, start : start + 1024]
+        exact = buffer[:, : block.shape[1]]
+        np.copyto(exact, block)
+        squares += np.vecdot(exact, exact)
     return squares
 
 
@@ -108,12 +110,13 @@ def _rounded(
     n_rows, width = values.shape
     total, squares = np.zeros(width, dtype=np.int64), np.zeros(n_rows)
     columns = max(16, min(4096, BLOCK_CELLS // max(1, n_rows)))
-    buffer = np.empty((n_rows, columns))
+    buffer, ones = np.empty((n_rows, columns)), np.ones(n_rows)
     for start in range(0, width, columns):
         block = values[:, start : start + columns]
         cells = buffer[:, : block.shape[1]]
-        np.multiply(block, factors[:, None], out=cells)
+        np.copyto(cells, block)  # and then multiplied: numpy casts and multiplies in one go at half the speed
+        cells *= factors[:, None]
         np.trunc(cells, out=cells)
-        squares += np.einsum("ij,ij->i", cells, cells)
-        total[start : start + columns] = cells.sum(axis=0)
+        squares += np.vecdot(cells, cells)
+        total[start : start + columns] = ones @ cells
     return total, squares
