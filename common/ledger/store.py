@@ -38,6 +38,7 @@ from sottovoce.common.ledger.entries import (
     KeyRotation,
     Moved,
     Recovery,
+    decode,
     encode,
     join,
     split,
@@ -205,6 +206,9 @@ class Ledger:
         entry = self._next(body)
         try:
             leaf = encode(entry)
+            decode(
+                leaf
+            )  # what could not be read again would end this ledger: ranges, lengths, odd characters
         except EntryError as error:
             raise LedgerError(f"The ledger refuses this {body.kind} entry: {error}") from None
         frontier = self._reader.frontier.copy()

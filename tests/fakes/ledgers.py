@@ -71,7 +71,9 @@ class Hospital:
         )
         return replace(policy, **changes)
 
-    def create(self, folder: Folder, *, policy: Policy | None = None, clock: Callable[[], float] | None = None) -> Ledger:
+    def create(
+        self, folder: Folder, *, policy: Policy | None = None, clock: Callable[[], float] | None = None
+    ) -> Ledger:
         ledger = Ledger.create(
             folder, site=SITE, key=self.key, digest_key=self.digest_key, clock=clock or (lambda: START)
         )
@@ -100,9 +102,7 @@ class Hospital:
 
 @cache
 def hospital() -> Hospital:
-    return Hospital(
-        SigningKey.generate(), SigningKey.generate(), DigestKey.generate(), SigningKey.generate()
-    )
+    return Hospital(SigningKey.generate(), SigningKey.generate(), DigestKey.generate(), SigningKey.generate())
 
 
 def reserve(budget: Budget, grant: int, release: str = "r0", **changes: Any) -> Any:
