@@ -70,6 +70,15 @@ def test_a_library_has_one_door(library: str) -> None:
                 )
 
 
+def test_parts_of_privacy_meet_in_the_plan_alone() -> None:
+    parts = {"clip", "noise", "sampling", "accountant"}
+    for path in modules("common/privacy"):
+        found = {name for name in imports(path) if name.startswith("sottovoce.common.privacy.")}
+        if path.stem in parts:
+            assert not {name.split(".")[3] for name in found} & ((parts | {"plan"}) - {path.stem}), path
+        assert not {name.split(".")[0] for name in imports(path)} & {"torch", "flwr"}, path
+
+
 def test_parts_are_never_imported_by_their_bare_names() -> None:
     for path in [*(ROOT / "src").rglob("*.py"), *(p for f in [*MAY_IMPORT, "tests"] for p in modules(f))]:
         roots = {name.split(".")[0] for name in imports(path)}

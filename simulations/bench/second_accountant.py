@@ -68,13 +68,15 @@ def _removal(group: Group, edges: Array) -> Array:
     """P(loss <= edge) where the outcome comes from the mixture, and the loss is log(mixture / normal)."""
     deviation, q, _ = group
     x = _outcome(edges, deviation, q)
-    return (1 - q) * ndtr(x / deviation) + q * ndtr((x - 1) / deviation)
+    below: Array = (1 - q) * ndtr(x / deviation) + q * ndtr((x - 1) / deviation)
+    return below
 
 
 def _adding(group: Group, edges: Array) -> Array:
     """P(loss <= edge) where the outcome comes from the normal, and the loss is log(normal / mixture)."""
     deviation, q, _ = group
-    return np.exp(log_ndtr(-_outcome(-edges, deviation, q) / deviation))
+    below: Array = np.exp(log_ndtr(-_outcome(-edges, deviation, q) / deviation))
+    return below
 
 
 def _outcome(losses: Array, deviation: float, q: float) -> Array:

@@ -62,7 +62,7 @@ def test_simulated_noise_comes_again_and_says_so() -> None:
     def words(**key: object) -> list[int]:
         source: Source = SimulatedNoise_NotPrivate(**({"seed": 1, "site": "a", "round": 3} | key))  # type: ignore[arg-type]
         assert source.simulated
-        return source.words(4).tolist()
+        return [int(word) for word in source.words(4)]
 
     assert words() == words()
     assert words() != words(round=4)

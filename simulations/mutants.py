@@ -1,0 +1,454 @@
+"""`python -m sottovoce.simulations.mutants [NAME ...]`: walks into every known trap, and asks whether a test cries out.
+
+A mutant is one mistake that others have made, written into a copy of the source by replacing one text. The test
+that is named beside it must pass on the untouched copy and fail on the mutant: then the mutant is killed. A
+mutant that survives is a promise that nothing holds.
+
+Guarantees:
+  - The working tree is never touched; each mutant lives in its own copy.
+  - A text that does not occur exactly once, a test that does not exist, or a test that cannot start is an error of
+    the table, reported as such and never as a kill.
+  - Exit status 0 only if every mutant was killed and every trap of the notes (T1 to T18) has one.
+
+Whoever adds a guarantee adds a `Mutant` to `MUTANTS` and a line to `docs/pitfalls.md`; a test compares the two.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = (
+    "common",
+    "client",
+    "server",
+    "simulations",
+    "src",
+    "tests",
+    "pyproject.toml",
+    "README.md",
+    "docs",
+    "deploy",
+)
+TRAPS = tuple(f"T{number}" for number in range(1, 19))
+PRIVACY = "tests/common/privacy"
+TIMEOUT_SECONDS = 600  # of one test on a busy machine
+
+Outcome = Literal["killed", "SURVIVED", "does not apply", "test does not pass", "test did not run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mutant:
+    """One mistake: in `path`, `old` (there exactly once) becomes `new`; then `test` (a pytest id) must fail.
+
+    `trap` is T1 to T18, or a name of our own (P1, ...) for what the notes did not list.
+    """
+
+    name: str
+    trap: str
+    what: str
+    path: str
+    old: str
+    new: str
+    test: str
+
+
+MUTANTS: tuple[Mutant, ...] = (
+    Mutant(
+        name="accountant-per-round",
+        trap="T1",
+        what="Only the last round is accounted",
+        path="common/privacy/plan.py",
+        old="steps=rounds * spec.steps_per_round,",
+        new="steps=spec.steps_per_round,",
+        test=f"{PRIVACY}/test_traps.py::test_t01_rounds_compose_in_one_account",
+    ),
+    Mutant(
+        name="epsilons-added",
+        trap="T2",
+        what="The epsilons of events are added up",
+        path="common/privacy/accountant.py",
+        old="    conceded = conceded_delta(events)\n",
+        new="    if len(events) > 1:\n"
+        "        return sum(_epsilon((event,), delta, grid, adjacency) for event in events)\n"
+        "    conceded = conceded_delta(events)\n",
+        test=f"{PRIVACY}/test_traps.py::test_t02_events_compose_and_epsilons_are_not_added",
+    ),
+    Mutant(
+        name="shuffled-batches",
+        trap="T3",
+        what="A shuffled batch of fixed size instead of independent coins",
+        path="common/privacy/sampling.py",
+        old="    drawn[list(withdrawn)] = False\n",
+        new="    drawn[:] = False\n    drawn[np.argsort(words)[: round(n_units * sampling_prob)]] = True\n",
+        test=f"{PRIVACY}/test_traps.py::test_t03_draws_are_independent_coins_and_not_shuffled_batches",
+    ),
+    Mutant(
+        name="divisor-from-the-draw",
+        trap="T4",
+        what="The sum is divided by how many were drawn",
+        path="common/privacy/plan.py",
+        old="spec.noise_multiplier, source), spec.expected_patients)",
+        new="spec.noise_multiplier, source), max(1, len(gradients.values)))",
+        test=f"{PRIVACY}/test_traps.py::test_t04_the_divisor_does_not_depend_on_who_was_drawn",
+    ),
+    Mutant(
+        name="probability-from-the-population",
+        trap="T4",
+        what="q is the expected draw over the true number of patients",
+        path="common/privacy/plan.py",
+        old="        n_patients, sampling_prob=spec.sampling_prob,",
+        new="        n_patients, sampling_prob=min(1.0, spec.expected_patients / n_patients),",
+        test=f"{PRIVACY}/test_traps.py::test_t04_the_probability_does_not_depend_on_how_many_there_are",
+    ),
+    Mutant(
+        name="one-adjacency",
+        trap="T5",
+        what="The figure for replacing a patient is that for removing one",
+        path="common/privacy/accountant.py",
+        old='    relation = replaces if adjacency == "replace_one" else NeighboringRelation.ADD_OR_REMOVE_ONE\n',
+        new="    relation = NeighboringRelation.ADD_OR_REMOVE_ONE\n",
+        test=f"{PRIVACY}/test_traps.py::test_t05_adjacency_is_stated_and_both_are_printed",
+    ),
+    Mutant(
+        name="flattering-delta",
+        trap="T6",
+        what="A delta of N^-1.1 is accepted",
+        path="common/privacy_specs.py",
+        old="    if spec.delta >= largest:\n",
+        new="    if spec.delta > 2 * largest:\n",
+        test=f"{PRIVACY}/test_traps.py::test_t06_delta_cannot_be_picked_to_flatter",
+    ),
+    Mutant(
+        name="loss-normalised-by-the-batch",
+        trap="T7",
+        what="Class weights are divided by the batch's own sum",
+        path="common/models/losses.py",
+        old="        values = values * values.new_tensor(class_weights)[labels]\n",
+        new="        weights = values.new_tensor(class_weights)[labels]\n"
+        "        values = values * weights / weights.sum() * len(weights)\n",
+        test="tests/common/test_models.py::test_a_patients_gradient_does_not_change_with_the_batch_around_it",
+    ),
+    Mutant(
+        name="mean-over-the-longest",
+        trap="T8",
+        what="A mean over time is divided by the batch's longest recording",
+        path="common/models/layers.py",
+        old="    return blank_padding(values, lengths).sum(1) / lengths[:, None]\n",
+        new="    return blank_padding(values, lengths).sum(1) / lengths.max()\n",
+        test="tests/common/test_models.py::test_a_patients_gradient_does_not_change_with_the_batch_around_it",
+    ),
+    Mutant(
+        name="corpus-statistics",
+        trap="T9",
+        what="Features are normalised by statistics of the private corpus",
+        path="common/study.py",
+        old='    scheme: Literal["constants", "utterance", "speaker"]\n',
+        new='    scheme: Literal["constants", "utterance", "speaker", "corpus"]\n',
+        test=f"{PRIVACY}/test_traps.py::test_t09_no_statistic_of_the_corpus_normalises_it",
+    ),
+    Mutant(
+        name="seeded-noise",
+        trap="T10",
+        what="The key of a release comes from a seedable generator",
+        path="common/privacy/source.py",
+        old="keystream(os.urandom(32))",
+        new="keystream(np.random.bytes(32))",
+        test=f"{PRIVACY}/test_traps.py::test_t10_nobody_can_seed_the_noise_of_a_release",
+    ),
+    Mutant(
+        name="drawn-by-recording",
+        trap="T11",
+        what="Recordings are drawn, and every patient of one takes part",
+        path="common/privacy/plan.py",
+        old="    recordings = choose_recordings(owners, patients,",
+        new="    drawn = draw_units(\n"
+        "        len(owners), sampling_prob=spec.sampling_prob, cap=len(owners), source=source\n"
+        "    )\n"
+        "    patients = np.unique(owners[drawn])\n"
+        "    recordings = choose_recordings(owners, patients,",
+        test=f"{PRIVACY}/test_traps.py::test_t11_a_patient_with_many_recordings_is_drawn_no_more_often",
+    ),
+    Mutant(
+        name="steps-accumulated",
+        trap="T12",
+        what="Accumulated releases are counted as one step",
+        path="common/privacy/plan.py",
+        old="        steps=sum(step.steps for step in steps),\n",
+        new="        steps=1,\n",
+        test=f"{PRIVACY}/test_traps.py::test_t12_every_release_is_a_step_and_no_step_takes_more_than_the_cap",
+    ),
+    Mutant(
+        name="steps-from-a-rate",
+        trap="T14",
+        what="A step count is computed as 1 / (1 / n)",
+        path="common/privacy/plan.py",
+        old="steps=rounds * spec.steps_per_round,",
+        new="steps=rounds * int(1 / (1 / spec.steps_per_round)),",
+        test=f"{PRIVACY}/test_traps.py::test_t14_step_counts_survive_because_they_are_never_divided",
+    ),
+    Mutant(
+        name="optimistic-accountant",
+        trap="T16",
+        what="An optimistic accountant: 1 % below",
+        path="common/privacy/accountant.py",
+        old="    return max(0.0, float(pld.get_epsilon_for_delta(left)))\n",
+        new="    return max(0.0, 0.99 * float(pld.get_epsilon_for_delta(left)))\n",
+        test=f"{PRIVACY}/test_traps.py::test_t16_the_accountant_is_never_below_the_truth",
+    ),
+    Mutant(
+        name="gdp",
+        trap="T16",
+        what="GDP, which under-reports, is imported for a figure",
+        path="common/privacy/prv.py",
+        old="    from opacus.accountants import PRVAccountant\n",
+        new="    from opacus.accountants import GaussianAccountant as PRVAccountant\n",
+        test=f"{PRIVACY}/test_traps.py::test_t16_nobody_asks_gdp",
+    ),
+    Mutant(
+        name="rdp-orders-dropped-silently",
+        trap="T17",
+        what="Orders that did not converge are left out without a word",
+        path="common/privacy/accountant.py",
+        old="    return values, tuple(sorted(silent | set(dropped)))\n",
+        new="    return values, ()\n",
+        test=f"{PRIVACY}/test_traps.py::test_t17_dropped_rdp_orders_are_recorded",
+    ),
+    Mutant(
+        name="amplified-by-participation",
+        trap="T18",
+        what="Amplification over hospitals is claimed",
+        path="common/privacy/plan.py",
+        old="            sampling_prob=spec.sampling_prob,\n            steps=",
+        new="            sampling_prob=spec.sampling_prob * 0.5,\n            steps=",
+        test=f"{PRIVACY}/test_traps.py::test_t18_taking_part_in_fewer_rounds_amplifies_nothing",
+    ),
+    Mutant(
+        name="population-taken-for-exact",
+        trap="P1",
+        what="Truncated draws are accounted by the library's event, as if the upper bound were the number",
+        path="common/privacy/accountant.py",
+        old="    displaced = gaussian(event.noise_multiplier / 2, event.sampling_prob, replaces)\n",
+        new="    kept = event.cap / event.n_patients\n"
+        "    displaced = gaussian(event.noise_multiplier / 2, kept, replaces)\n",
+        test=f"{PRIVACY}/test_accountant.py::test_a_public_bound_far_above_the_true_number_does_not_flatter",
+    ),
+    Mutant(
+        name="unit-is-the-recording",
+        trap="P2",
+        what="A patient's figure is that of one recording",
+        path="common/privacy/plan.py",
+        old="            records_per_patient=spec.records_per_patient,\n",
+        new="            records_per_patient=1,\n",
+        test=f"{PRIVACY}/test_plan.py::test_unit_utterance_is_charged_as_the_patient",
+    ),
+    Mutant(
+        name="no-clipping",
+        trap="P3",
+        what="Gradients are not clipped",
+        path="common/privacy/clip.py",
+        old="    factors[outside] = bound / norms[outside] * SHRINK\n",
+        new="",
+        test=f"{PRIVACY}/test_clip.py::test_no_row_is_longer_than_the_bound_in_exact_arithmetic",
+    ),
+    Mutant(
+        name="clip-without-a-margin",
+        trap="P3",
+        what="The factor of clipping is rounded as it comes",
+        path="common/privacy/clip.py",
+        old="    factors[outside] = bound / norms[outside] * SHRINK\n",
+        new="    factors[outside] = bound / norms[outside]\n",
+        test=f"{PRIVACY}/test_clip.py::test_no_row_is_longer_than_the_bound_in_exact_arithmetic",
+    ),
+    Mutant(
+        name="no-integer-check",
+        trap="P3",
+        what="What was rounded is not checked again",
+        path="common/privacy/clip.py",
+        old="        if not len(outside):\n",
+        new="        if True:\n",
+        test=f"{PRIVACY}/test_clip.py::test_an_unclipped_row_does_not_pass_the_integer_check",
+    ),
+    Mutant(
+        name="noise-at-two-thirds",
+        trap="P4",
+        what="Noise has two thirds of its deviation",
+        path="common/privacy/noise.py",
+        old="    deviation = noise_multiplier * total.clip_norm / total.grid_step\n",
+        new="    deviation = noise_multiplier * total.clip_norm / total.grid_step * 2 / 3\n",
+        test=f"{PRIVACY}/test_noise.py::test_noise_at_the_right_scale_passes",
+    ),
+    Mutant(
+        name="noise-forgets-the-clip-norm",
+        trap="P4",
+        what="Noise is not scaled by the clipping norm",
+        path="common/privacy/noise.py",
+        old="    deviation = noise_multiplier * total.clip_norm / total.grid_step\n",
+        new="    deviation = noise_multiplier / total.grid_step\n",
+        test=f"{PRIVACY}/test_noise.py::test_noise_at_the_right_scale_passes",
+    ),
+    Mutant(
+        name="one-key-for-all",
+        trap="P5",
+        what="All releases of a process share one key",
+        path="common/privacy/source.py",
+        old="        self._next = keystream(os.urandom(32))\n",
+        new="        self._next = keystream(b'0' * 32)\n",
+        test=f"{PRIVACY}/test_source.py::test_two_releases_share_nothing",
+    ),
+    Mutant(
+        name="forked-stream",
+        trap="P5",
+        what="A forked worker goes on with its parent's stream",
+        path="common/privacy/source.py",
+        old="        if self._made_at != _forks:\n",
+        new="        if False:\n",
+        test=f"{PRIVACY}/test_source.py::test_a_fork_does_not_share_the_stream",
+    ),
+    Mutant(
+        name="public-coins",
+        trap="P6",
+        what="A seeded source is let into a study that does not say so",
+        path="common/privacy/plan.py",
+        old="    if source.simulated and not spec.seeded_noise:\n",
+        new="    if False:\n",
+        test=f"{PRIVACY}/test_plan.py::test_a_seeded_source_needs_a_study_that_says_so",
+    ),
+    Mutant(
+        name="stamp-lost",
+        trap="P6",
+        what="A round with one simulated step is not stamped",
+        path="common/privacy/plan.py",
+        old="        simulated=any(step.simulated for step in steps),\n",
+        new="        simulated=all(step.simulated for step in steps),\n",
+        test=f"{PRIVACY}/test_plan.py::test_one_simulated_step_marks_the_whole_round",
+    ),
+    Mutant(
+        name="withdrawn-drawn",
+        trap="P7",
+        what="A patient who withdrew is drawn",
+        path="common/privacy/sampling.py",
+        old="    drawn[list(withdrawn)] = False\n",
+        new="",
+        test=f"{PRIVACY}/test_sampling.py::test_the_withdrawn_are_never_drawn_and_nobody_elses_coin_changes",
+    ),
+    Mutant(
+        name="first-of-the-draw",
+        trap="P8",
+        what="A draw beyond the cap keeps the first, not a random subset",
+        path="common/privacy/sampling.py",
+        old='    return np.sort(items[np.argsort(source.words(len(items)), kind="stable")[:size]])\n',
+        new="    return items[:size]\n",
+        test=f"{PRIVACY}/test_sampling.py::test_a_draw_beyond_the_cap_keeps_every_unit_alike",
+    ),
+    Mutant(
+        name="order-of-stages",
+        trap="P9",
+        what="Noise takes gradients that were not clipped",
+        path="common/privacy/noise.py",
+        old="def add_noise(total: QuantisedSum, noise_multiplier",
+        new="def add_noise(total: object, noise_multiplier",
+        test=f"{PRIVACY}/test_stages.py::test_every_wrong_order_is_refused_by_the_type_checker",
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What became of a mutant."""
+
+    mutant: Mutant
+    outcome: Outcome
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the mutants that were named, or all; prints the table."""
+    parser = argparse.ArgumentParser(prog="python -m sottovoce.simulations.mutants")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="names or traps (T1); all by default")
+    chosen = parser.parse_args(arguments).names
+    mutants = [m for m in MUTANTS if not chosen or m.name in chosen or m.trap in chosen]
+    if not mutants:
+        parser.error(f"expected names of {', '.join(m.name for m in MUTANTS)}; came {', '.join(chosen)}")
+    console, verdicts = Console(), []
+    for verdict in judged(mutants):
+        verdicts.append(verdict)
+        console.print(f"{len(verdicts):>3}/{len(mutants)} {verdict.mutant.name}: {verdict.outcome}")
+    console.print(table_of(verdicts))
+    unheld = [] if chosen else [trap for trap in TRAPS if trap not in {m.trap for m in MUTANTS}]
+    if unheld:
+        console.print(f"Traps without a mutant: {', '.join(unheld)}.")
+    return 1 if unheld or any(verdict.outcome != "killed" for verdict in verdicts) else 0
+
+
+def judged(mutants: Sequence[Mutant], root: Path = ROOT) -> Iterator[Verdict]:
+    """Yields each mutant's verdict. The untouched copy comes first: a test that fails there proves nothing."""
+    with _copy(root) as clean:
+        sound = {test: _pytest(clean, test) for test in dict.fromkeys(m.test for m in mutants)}
+    for mutant in mutants:
+        yield Verdict(mutant=mutant, outcome=_outcome(mutant, sound[mutant.test], root))
+
+
+def table_of(verdicts: Sequence[Verdict]) -> Table:
+    """Returns trap, mutant, test and verdict of each, as a table."""
+    killed = sum(verdict.outcome == "killed" for verdict in verdicts)
+    table = Table(title=f"{killed} of {len(verdicts)} mutants killed", title_justify="left")
+    for heading in ("trap", "mutant", "test", "verdict"):
+        table.add_column(heading, overflow="fold")
+    for verdict in sorted(verdicts, key=lambda v: (v.mutant.trap[0] != "T", int(v.mutant.trap[1:]))):
+        mutant = verdict.mutant
+        table.add_row(mutant.trap, mutant.what, mutant.test.split("::")[1], verdict.outcome)
+    return table
+
+
+def _outcome(mutant: Mutant, sound: int, root: Path) -> Outcome:
+    if sound != 0:
+        return "test does not pass" if sound == 1 else "test did not run"
+    with _copy(root) as mutated:
+        file = mutated / mutant.path
+        text = file.read_text() if file.is_file() else ""
+        if text.count(mutant.old) != 1:
+            return "does not apply"
+        file.write_text(text.replace(mutant.old, mutant.new))
+        status = _pytest(mutated, mutant.test)
+    # pytest: 0 all passed, 1 some failed; anything else means that no test was run.
+    return {0: "SURVIVED", 1: "killed"}.get(status, "test did not run")  # type: ignore[return-value]
+
+
+@contextmanager
+def _copy(root: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        for name in COPIED:
+            source, target = root / name, Path(folder) / name
+            if source.is_dir():
+                shutil.copytree(
+                    source, target, ignore=shutil.ignore_patterns("__pycache__", "*.wav", "*.flac")
+                )
+            elif source.is_file():
+                shutil.copy2(source, target)
+        yield Path(folder)
+
+
+def _pytest(folder: Path, test: str) -> int:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", test]
+    environment = os.environ | {"PYTHONPATH": str(folder / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        return subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, timeout=TIMEOUT_SECONDS, check=False
+        ).returncode
+    except subprocess.TimeoutExpired:
+        return -1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
