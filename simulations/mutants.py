@@ -42,7 +42,7 @@ COPIED = (
     "deploy",
 )
 TRAPS = tuple(f"T{number}" for number in range(1, 19))
-PRIVACY = "tests/common/privacy"
+PRIVACY, LEDGER = "tests/common/privacy", "tests/common/ledger"
 TIMEOUT_SECONDS = 600  # of one test on a busy machine
 
 Outcome = Literal["killed", "SURVIVED", "does not apply", "test does not pass", "test did not run"]
@@ -188,6 +188,24 @@ MUTANTS: tuple[Mutant, ...] = (
         old="        steps=sum(step.steps for step in steps),\n",
         new="        steps=1,\n",
         test=f"{PRIVACY}/test_traps.py::test_t12_every_release_is_a_step_and_no_step_takes_more_than_the_cap",
+    ),
+    Mutant(
+        name="resend-anything",
+        trap="T13",
+        what="After a commit, other bytes go out as a retry, uncharged",
+        path="common/privacy/budget.py",
+        old="            return same_digest(found.released, self._released(release, released))\n",
+        new="            return True\n",
+        test=f"{LEDGER}/test_budget.py::test_the_same_bytes_may_be_sent_again_and_no_others",
+    ),
+    Mutant(
+        name="trials-for-free",
+        trap="T15",
+        what="A study tried before, with other constants, is not counted",
+        path="common/ledger/rule.py",
+        old="    together = merged([*promised, *charges])\n",
+        new="    together = merged(charges)\n",
+        test=f"{LEDGER}/test_budget.py::test_studies_add_up_in_their_domain_by_the_filter",
     ),
     Mutant(
         name="steps-from-a-rate",

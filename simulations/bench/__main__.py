@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-BENCHMARKS = ("features", "rounds", "cohort", "startup", "memory", "private_step")
+BENCHMARKS = ("features", "rounds", "cohort", "startup", "memory", "private_step", "privacy")
 
 
 def main(arguments: list[str]) -> int:
