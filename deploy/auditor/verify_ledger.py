@@ -3,8 +3,7 @@
     python verify_ledger.py FOLDER --public-key KEY [--seen CHECKPOINT ...] [--grid 1e-5]
 
 It needs dp-accounting and cryptography. FOLDER: what `sottovoce ledger export` wrote. KEY: the site's first
-public key, which must reach you by another way. CHECKPOINT: files that coordinator and other sites kept. A line is
-refused at the first step that fails, and nothing after it is judged:
+public key, which must reach you by another way. CHECKPOINT: files that others kept. Steps, for each line 1 to 5:
   1 form       every line is {"entry":…,"signature":"…"}; the entry is JSON in one encoding
   2 chain      entry i calls itself i, and names the hash of entry i-1
   3 time       never before the entry before
@@ -334,10 +333,11 @@ def contained(step, where, text, lines):
     """Steps 7 and 8: `lines` holds what was signed at each length, and by which key."""
     try:
         size, signature = read_note(text)
-        if size > len(lines) or (step == 7 and size < len(lines)):
+        if size > len(lines):
             return [(step, f"entry {len(lines)}", f"{where} has {size} entries, and the ledger {len(lines)}")]
         signer, note = lines[size - 1]
         good = text.startswith(note) and signed(signer, signature, note.encode())
+        good &= step == 8 or size == len(lines)
     except (ValueError, IndexError):
         good = False
     return [] if good else [(step, where, "not a checkpoint of this ledger: changed, forged, or rewritten")]

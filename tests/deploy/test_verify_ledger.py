@@ -1,0 +1,137 @@
+"""The auditor's file: alone, short, and of one mind with ours about every vector."""
+
+import ast
+import importlib.util
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from sottovoce.common.ledger.export import export
+from sottovoce.common.ledger.store import HEAD_FILE, LEDGER_FILE
+from sottovoce.common.privacy.accountant import Event, epsilon
+from sottovoce.common.privacy.filter import Draws, filter_epsilon
+from tests.fakes.ledgers import hospital, lived_in
+
+ROOT = Path(__file__).parents[2]
+PATH = ROOT / "deploy" / "auditor" / "verify_ledger.py"
+VECTORS = sorted((ROOT / "tests" / "vectors" / "ledger").glob("*.json"))
+
+
+def program() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("verify_ledger", PATH)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+AUDITOR = program()
+
+
+def test_it_is_one_file_below_400_lines_over_two_libraries() -> None:
+    text = PATH.read_text()
+    assert len(text.splitlines()) < 400
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0])
+    # numpy comes with dp-accounting
+    assert found - set(sys.stdlib_module_names) == {"cryptography", "dp_accounting", "numpy"}
+
+
+@pytest.mark.parametrize("path", VECTORS, ids=lambda path: path.stem)
+def test_it_finds_in_every_vector_what_we_find(path: Path) -> None:
+    vector = json.loads(path.read_text())
+    seen = [(f"checkpoint {number}", note) for number, note in enumerate(vector["seen"])]
+    _, findings = AUDITOR.judge(
+        vector["ledger"].encode("latin1"), vector["head"], seen, vector["policy"], vector["public_key"], 0
+    )
+    found = [[step, where] for step, where, _ in findings]
+    if vector["findings"] and vector["findings"][0][0] == 1:  # it says less about forms; the line is the same
+        assert found[0][1] == vector["findings"][0][1]
+    else:
+        assert found == vector["findings"]
+
+
+def test_no_bytes_make_it_fall_over() -> None:
+    draw, good = random.Random(2), lived_in().names[LEDGER_FILE].data
+    for _ in range(150):
+        data = bytearray(good)
+        for _ in range(draw.randint(1, 4)):
+            data[draw.randrange(len(data))] = draw.randrange(256)
+        if bytes(data) != good:
+            _, findings = AUDITOR.judge(bytes(data), "", [("x", "junk")], None, "zz", 0)
+            assert findings
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"noise_multiplier": 1.1, "sampling_prob": 0.1, "steps": 40},
+        {"noise_multiplier": 4.0, "sampling_prob": 1.0, "steps": 3},
+        {"noise_multiplier": 2.0, "sampling_prob": 0.1, "steps": 40, "cap": 150},
+        {"noise_multiplier": 2.0, "sampling_prob": 0.1, "steps": 40, "cap": 240},
+        {"noise_multiplier": 4.0, "sampling_prob": 0.05, "steps": 5, "records_per_patient": 3},
+    ],
+)
+def test_its_figures_are_ours(numbers: dict[str, Any]) -> None:
+    """The same grid here, so that it takes seconds; ten times finer in `simulations/bench/ledger.py`."""
+    charge = {"what": "update", "n_patients": 2000, "records_per_patient": 1, **numbers}
+    draws = Draws(**{name: value for name, value in charge.items() if name != "what"})
+    assert AUDITOR.filter_epsilon([charge], 1e-5, 0) == pytest.approx(filter_epsilon([draws], 1e-5), abs=1e-9)
+    event = Event(**{"cap": None, **{name: value for name, value in charge.items() if name != "what"}})
+    ours = epsilon([event], 1e-5, grid=1e-3)
+    assert AUDITOR.pld_epsilon([charge], 1e-5, 1e-3) == pytest.approx(ours, abs=1e-4)
+
+
+def test_an_exported_folder_is_checked_and_recomputed_by_the_file_in_it(tmp_path: Path) -> None:
+    disk, folder = lived_in(), tmp_path / "ledger"
+    folder.mkdir()
+    for name in (LEDGER_FILE, HEAD_FILE):
+        (folder / name).write_bytes(disk.names[name].data)
+    export(folder, tmp_path / "out", seen=[disk.names[HEAD_FILE].data.decode()])
+    good = run(tmp_path / "out", "--grid", "1e-4", "--seen", "seen/000.txt")
+    assert good.returncode == 0, good.stdout + good.stderr
+    assert good.stdout.startswith("entry 3: epsilon recorded")
+    assert "raised from 3.0 to 4.0 AFTER SPENDING" in good.stdout
+    (tmp_path / "out" / "head").write_text("no head")
+    bad = run(tmp_path / "out", "--grid", "0")
+    assert bad.returncode == 1
+    assert "WRONG in step 7, head" in bad.stdout
+
+
+def test_a_recorded_figure_that_is_too_low_is_found() -> None:
+    numbers = {"noise_multiplier": 2.0, "sampling_prob": 0.25, "steps": 8}
+    charges = [{"what": "update", "n_patients": 2000, "records_per_patient": 1, **numbers}]
+    body = {
+        "charges": charges,
+        "delta": 1e-5,
+        "decided_by": "rdp_filter",
+        "epsilon": 1.8,
+        "domain_epsilon": 9.0,
+    }
+    found = list(AUDITOR.figures(3, body, {"before": [], "delta": 1e-5}, 1e-3))
+    assert [finding[:2] for finding in found] == [(10, "entry 3"), (10, "entry 3")]
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs the copy in the folder, away from our code."""
+    command = [
+        sys.executable,
+        "-I",
+        "verify_ledger.py",
+        ".",
+        "--public-key",
+        hospital().key.public_hex,
+        *arguments,
+    ]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
