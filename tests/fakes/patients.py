@@ -27,7 +27,7 @@ def batch_of(*patients: Recordings, shuffle: int | None = None) -> tuple[Batch, 
     return picked(whole, order), owners[order]
 
 
-def picked(batch: Batch, rows: "np.ndarray[tuple[int], np.dtype[np.int64]] | slice") -> Batch:
+def picked(batch: Batch, rows: Patients | slice) -> Batch:
     """Returns some recordings of a batch."""
     return Batch(
         inputs={name: values[rows] for name, values in batch.inputs.items()},
@@ -63,5 +63,7 @@ def worst_tensor(found: Tensor, wanted: Tensor, parameters: Sequence[nn.Paramete
     floor = 1e-2 * wanted.norm(dim=1)
     return max(
         float(((a - b).norm(dim=1) / torch.maximum(b.norm(dim=1), floor)).nan_to_num(0.0).max())
-        for a, b in zip(found.double().split(sizes, dim=1), wanted.split(sizes, dim=1), strict=True)
+        for a, b in zip(
+            torch.split(found.double(), sizes, dim=1), torch.split(wanted, sizes, dim=1), strict=True
+        )
     )

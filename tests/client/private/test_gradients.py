@@ -27,7 +27,7 @@ from tests.fakes.patients import batch_of, one_by_one, worst_tensor
 COHORT = [(T,), (5, 11), (1,), (9, 9, T), (2, 3)]
 N_PATIENTS = len(COHORT)
 WITH_DROPOUT: dict[str, ModelSpec] = {
-    kind: replace(MODELS[kind], dropout=0.4)  # type: ignore[call-arg]
+    kind: replace(MODELS[kind], dropout=0.4)  # type: ignore[arg-type]
     for kind in ("mlp", "cnn", "rnn", "lstm", "attention", "cnn_lstm_attention")
 }
 
@@ -178,7 +178,7 @@ def test_columns_are_in_the_order_of_the_flat_parameters(name: str) -> None:
     batch, _ = cohort()
     batch = replace(batch, inputs={key: values.double() for key, values in batch.inputs.items()})
     with FlatParameters(model) as flat:
-        per_example(model(batch.inputs, batch.lengths), batch.labels).mean().backward()
+        per_example(model(batch.inputs, batch.lengths), batch.labels).mean().backward()  # type: ignore[no-untyped-call]
         wanted = flat.gradient.clone()
         everybody_one = np.zeros(len(batch.labels), np.int64)
         (chunk,) = BookKeeping(model, per_example).chunks(batch, everybody_one)
@@ -275,7 +275,7 @@ def rows_of(chunks: Iterator[Chunk]) -> Tensor:
 
 def test_dropout_is_off_unless_a_secret_seed_is_given() -> None:
     model = models.build(WITH_DROPOUT["cnn"], WIDTHS, N_CLASSES, seed=0).train()
-    still = models.build(replace(WITH_DROPOUT["cnn"], dropout=0.0), WIDTHS, N_CLASSES, seed=0)  # type: ignore[call-arg]
+    still = models.build(replace(WITH_DROPOUT["cnn"], dropout=0.0), WIDTHS, N_CLASSES, seed=0)  # type: ignore[arg-type]
     batch, patients = cohort()
     engine = BookKeeping(model, per_example)
     off = rows_of(engine.chunks(batch, patients))
