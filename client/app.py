@@ -8,7 +8,7 @@ Guarantees:
   - Equal messages to equal sites give equal replies, to the bit, in whatever process and in whatever order.
   - The speakers whom a fold withholds are worked out here, are never trained on, and are never sent.
   - A reply holds weights and counts; never a feature, a label, a key or a name other than the site's.
-  - What is cached in a process (opened sites, one model) is bounded.
+  - What is cached in a process (opened sites without their pages, one model) is bounded.
 """
 
 from collections import OrderedDict
@@ -34,8 +34,7 @@ from sottovoce.common.folds import fold_of, leaking_random_fold, n_folds
 from sottovoce.common.study import Study
 from sottovoce.common.weights import ModelWeights
 
-CACHE_BYTES = 64_000_000  # of mapped features: they count as this process's memory while they are mapped
-CACHE_SITES = 200  # each holds a file descriptor, of which a process has about a thousand
+CACHE_SITES = 128  # each holds a file descriptor, of which a process has about a thousand
 
 app = ClientApp()
 
@@ -48,6 +47,7 @@ def train(message: Message, context: Context) -> Message:
     data = visit.data if allowed.all() else visit.data.select(allowed)
     visit.weights.write(read_weights(_arrays(message)))
     result = _train(visit, data)
+    visit.data.release()
     metrics = MetricRecord({"loss": result.loss, "n-examples": result.n_examples, "n-steps": result.n_steps})
     arrays = array_record(visit.weights.copy())
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
@@ -60,6 +60,7 @@ def evaluate(message: Message, context: Context) -> Message:
     visit.weights.write(read_weights(_arrays(message)))
     data = visit.data.select(visit.withheld).originals()
     counts = confusion(visit.model, data, len(visit.study.labels.classes), visit.device)
+    visit.data.release()
     metrics = MetricRecord({"confusion": counts.reshape(-1).tolist()})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
@@ -192,18 +193,10 @@ _sites: OrderedDict[str, SiteData] = OrderedDict()
 
 
 def _opened(folder: str) -> SiteData:
-    """Opens a site, or takes it from those used last, of which a bounded number is kept."""
+    """Opens a site, or takes it from the `CACHE_SITES` used last."""
     if (found := _sites.get(folder)) is None:
         found = _sites[folder] = SiteData.open(Path(folder))
-        while len(_sites) > 1 and not _fits():
+        if len(_sites) > CACHE_SITES:
             _sites.popitem(last=False)
     _sites.move_to_end(folder)
     return found
-
-
-def _fits() -> bool:
-    return len(_sites) <= CACHE_SITES and sum(map(_mapped_bytes, _sites.values())) <= CACHE_BYTES
-
-
-def _mapped_bytes(data: SiteData) -> int:
-    return sum(array.nbytes for array in data.arrays.values())

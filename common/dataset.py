@@ -12,6 +12,7 @@ Guarantees:
 """
 
 import json
+import mmap
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -264,6 +265,12 @@ class SiteData:
         if self.shapes[stream].n_frames is not None:
             raise ValueError(f"Expected a stream with pooling = 'statistics'; {stream!r} is a sequence.")
         return self.arrays[stream][self.rows]
+
+    def release(self) -> None:
+        """Gives the mapped pages back, which count as this process's memory; reading on maps them again."""
+        for array in self.arrays.values():
+            if isinstance(array, np.memmap):
+                array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # numpy shows it no other way
 
     def valid(self, stream: str, index: int) -> Array:
         """Returns one example's valid frames (L, D), or its pooled row as (1, D)."""

@@ -1,5 +1,6 @@
 """Claims of simulations/engines: one study, one result, wherever the sites run."""
 
+import mmap
 import multiprocessing
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -207,8 +208,7 @@ def test_alone_equals_a_federation_of_one(sites: dict[str, Path], study_file: Pa
 
 def test_what_a_process_caches_is_bounded(sites: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     client_app._sites.clear()
-    size = sum(array.nbytes for array in SiteData.open(sites["site-1"]).arrays.values())
-    monkeypatch.setattr(client_app, "CACHE_BYTES", 2 * size)
+    monkeypatch.setattr(client_app, "CACHE_SITES", 2)
     for folder in [*sites.values(), *sites.values()]:
         assert client_app._opened(str(folder)).site == folder.name
         assert len(client_app._sites) <= 2
@@ -248,3 +248,18 @@ def test_without_ray_there_is_one_error_that_names_the_extra(
 def test_flowers_ray_backend_gives_the_same_bits(sites: dict[str, Path], study_file: Path) -> None:
     on_ray = federate(Execution(engine="ray", workers=2), sites, study_file)
     assert on_ray.digest == federate(Execution(), sites, study_file).digest
+
+
+def test_a_sites_pages_are_given_back_and_can_be_read_again(tmp_path: Path) -> None:
+    data = SiteData.open(write_sites(tmp_path, 1, n_examples=4000, width=500)["site-1"])
+    before = resident_bytes()
+    first = data.pooled("pooled")
+    copied = first.nbytes
+    assert resident_bytes() - before > 1.8 * copied  # the copy, and the mapped pages it was made from
+    data.release()
+    assert resident_bytes() - before < 1.2 * copied
+    np.testing.assert_array_equal(data.pooled("pooled"), first)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
