@@ -269,8 +269,8 @@ class SiteData:
     def release(self) -> None:
         """Gives the mapped pages back, which count as this process's memory; reading on maps them again."""
         for array in self.arrays.values():
-            if isinstance(array, np.memmap):
-                array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # numpy shows it no other way
+            if isinstance(array.base, np.memmap):  # `_mapped` hands out plain views
+                array.base._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # no public way
 
     def valid(self, stream: str, index: int) -> Array:
         """Returns one example's valid frames (L, D), or its pooled row as (1, D)."""
