@@ -9,14 +9,21 @@ happened to the disk, after every restart
  4. the ledger verifies, and contains every checkpoint that was sent along.
 """
 
+import itertools
+import os
 import random
+import signal
+import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from sottovoce.client.policy import adopt
 from sottovoce.common.errors import LedgerError
 from sottovoce.common.ledger.entries import Charge
+from sottovoce.common.ledger.files import DiskFolder
 from sottovoce.common.ledger.rule import merged
 from sottovoce.common.ledger.store import HEAD_FILE, LEDGER_FILE
 from sottovoce.common.ledger.verify import verify
@@ -83,6 +90,123 @@ def run_schedule(seed: int, *, n_lives: int = 4) -> World:
     return world
 
 
+def run_fault(kind: Fault, operation: int, *, seed: int, power_cut: bool) -> bool:
+    """Plays one round of reserve, commit and keep with one fault; says whether it was met. Raises: Broken."""
+    if "approved" not in _START:
+        disk = fresh_disk(random.Random(0))
+        with hospital().open(FaultyFolder(disk)) as ledger:
+            hospital().approve(Budget(ledger, ACCOUNTANT))
+        _START["approved"] = disk.copy()
+    disk = _START["approved"].copy()
+    disk.draw, met = random.Random(seed), False
+
+    def fault(n: int, what: str) -> Fault | None:
+        nonlocal met
+        met |= n == operation
+        return kind if n == operation else None
+
+    disk.fault = fault
+    world = World()
+    try:
+        with hospital().open(FaultyFolder(disk)) as ledger:
+            budget = Budget(ledger, ACCOUNTANT)
+            answer = _reserve(budget, 3, "r1")
+            if isinstance(answer, Reserved) and answer.charge is not None:
+                world.began[replace(answer.charge, steps=1)] += STEPS
+            world.notes.append(budget.commit("r1", b"r1"))
+            world.sent["r1"] = b"r1"
+    except (Killed, LedgerError):
+        pass
+    disk.crash(power_cut=power_cut)
+    disk.fault = lambda n, what: None
+    _check(disk, world)
+    return met
+
+
+@dataclass
+class Kills:
+    """What came of killing a real process again and again."""
+
+    n_kills: int = 0
+    n_reserved: int = 0
+    n_sent: int = 0
+
+
+def run_sigkills(folder: Path, n_kills: int, *, seed: int) -> Kills:
+    """Kills a forked process with SIGKILL while it writes to a real disk. Raises: Broken."""
+    draw, met, ledger_folder = random.Random(seed), Kills(), folder / "none"
+    charge = charge_of(1000, 40.0)
+    for number in range(n_kills):
+        if number % 25 == 0:  # a ledger that only grows would spend the time on reading
+            ledger_folder = folder / f"ledger-{number}"
+            with hospital().create(DiskFolder(ledger_folder)) as ledger:
+                hospital().approve(Budget(ledger, ACCOUNTANT), hospital().request(charges=[charge]))
+            reserved, sent = set[str](), set[str]()
+        _kill_one(ledger_folder, number, draw.uniform(0.0, 0.06), reserved, sent)
+        met.n_kills += 1
+        with hospital().open(DiskFolder(ledger_folder)) as ledger:
+            budget = Budget(ledger, ACCOUNTANT)
+            if not reserved <= set(budget.state.releases):
+                raise Broken("a reservation was forgotten")
+            if not all(budget.may_resend(release, release.encode()) for release in sent):
+                raise Broken("a commit was forgotten")
+            if sum(c.steps for c in budget.state.spent(DOMAIN)) < len(reserved):
+                raise Broken("a spend was forgotten")
+        verdict = verify(
+            (ledger_folder / LEDGER_FILE).read_bytes(), head=(ledger_folder / HEAD_FILE).read_text()
+        )
+        if not verdict.ok:
+            raise Broken(str(verdict.findings))
+        if number % 25 == 24 or number == n_kills - 1:
+            met.n_reserved += len(reserved)
+            met.n_sent += len(sent)
+    return met
+
+
+def _kill_one(folder: Path, number: int, seconds: float, reserved: set[str], sent: set[str]) -> None:
+    """The child tells through a pipe what it was told; then it is gone."""
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        # Python 3.12 warns of forks beside threads; this child uses none and never returns.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        os.close(reading)
+        try:
+            with hospital().open(DiskFolder(folder)) as ledger:
+                budget = Budget(ledger, ACCOUNTANT)
+                for k in itertools.count():
+                    release = f"{number}/{k}"
+                    if not isinstance(_reserve_one(budget, release), Reserved):
+                        break
+                    os.write(writing, f"r {release}\n".encode())
+                    budget.commit(release, release.encode())
+                    os.write(writing, f"c {release}\n".encode())
+        finally:
+            os._exit(1)
+    os.close(writing)
+    time.sleep(0.02 + seconds)  # it opens the ledger first
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with os.fdopen(reading) as told:
+        for line in told.read().splitlines():
+            what, release = line.split(" ")
+            (reserved if what == "r" else sent).add(release)
+
+
+def _reserve_one(budget: Budget, release: str) -> object:
+    return budget.reserve(
+        release=release,
+        grant=3,
+        what="update",
+        steps=1,
+        round=0,
+        attempt=0,
+        manifest=b"patients",
+        withdrawals_honoured=0,
+    )
+
+
 def _arm(disk: FaultyDisk, draw: random.Random, world: World, *, calm: bool) -> None:
     """Something goes wrong at one operation of this life, or at a few; the last life is calm."""
     rate = 0.0 if calm else draw.choice([0.01, 0.03, 0.1])
@@ -137,7 +261,8 @@ def _worker(budget: Budget, draw: random.Random, world: World) -> Iterator[None]
             budget.burn(release, "training failed")
             continue
         note = budget.commit(release, release.encode())
-        world.sent[release], _ = release.encode(), world.notes.append(note)
+        world.sent[release] = release.encode()
+        world.notes.append(note)
 
 
 def _reserve(budget: Budget, grant: int, release: str) -> object:

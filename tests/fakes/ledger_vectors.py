@@ -19,7 +19,10 @@ from sottovoce.common.ledger.merkle import Frontier, leaf_hash
 from sottovoce.common.ledger.reader import lines_of
 from sottovoce.common.ledger.state import approval_statement
 from sottovoce.common.ledger.store import HEAD_FILE, LEDGER_FILE
-from tests.fakes.ledgers import hospital, lived_in
+from sottovoce.common.ledger.verify import entries_of
+from sottovoce.common.privacy.budget import Budget, Granted
+from tests.fakes.faulty_disk import FaultyDisk, FaultyFolder
+from tests.fakes.ledgers import ACCOUNTANT, charge_of, hospital, lived_in, reserve
 
 FOLDER = Path(__file__).parents[1] / "vectors" / "ledger"
 Change = Callable[[Entry], Entry]
@@ -38,7 +41,7 @@ def write_vectors(folder: Path) -> list[Path]:
 
 def forged(entries: list[Entry], *, rechain: bool = True) -> tuple[bytes, str]:
     """Signs these entries as they are, with the site's own keys; returns the ledger and its head."""
-    at, tree, data, previous, head = hospital(), Frontier(), b"", "0" * 64, ""
+    at, tree, lines, previous, head = hospital(), Frontier(), list[bytes](), "0" * 64, ""
     key = at.key
     for number, entry in enumerate(entries):
         chained = replace(entry, index=number, previous=previous) if rechain else entry
@@ -46,10 +49,29 @@ def forged(entries: list[Entry], *, rechain: bool = True) -> tuple[bytes, str]:
         tree.add(leaf_hash(leaf))
         instance = entries[0].body.instance  # type: ignore[union-attr]
         signed = checkpoints.sign(Checkpoint(instance=instance, size=number + 1, root=tree.root()), key)
-        data, previous, head = data + join(leaf, signed.signature), leaf_hash(leaf).hex(), signed.text()
+        lines.append(join(leaf, signed.signature))
+        previous, head = leaf_hash(leaf).hex(), signed.text()
         if entry.body.kind == "key_rotation":
             key = at.next_key
-    return data, head
+    return b"".join(lines), head
+
+
+def long_ledger(n_entries: int) -> tuple[bytes, str]:
+    """Returns a good ledger of so many entries, most of them reservations and commits, and its head."""
+    at, disk = hospital(), FaultyDisk()
+    with at.create(FaultyFolder(disk)) as ledger:
+        budget = Budget(ledger, ACCOUNTANT)
+        granted = at.approve(budget, at.request(charges=[charge_of(100_000, 1000.0)]))
+        if not isinstance(granted, Granted):
+            raise TypeError(granted)
+        reserve(budget, granted.grant, "release/0", steps=1)
+        budget.commit("release/0", b"")
+    entries = entries_of(disk.names[LEDGER_FILE].data)
+    pair: list[Any] = entries[-2:]
+    for number in range(1, (n_entries - len(entries)) // 2 + 1):
+        release = {"release": f"release/{number}"}
+        entries += [replace(entry, body=replace(entry.body, **release)) for entry in pair]
+    return forged(entries)
 
 
 def _vectors() -> dict[str, tuple[dict[str, Any], list[list[Any]]]]:
@@ -123,7 +145,7 @@ def _vectors() -> dict[str, tuple[dict[str, Any], list[list[Any]]]]:
     ):
         if kind == "withdrawal":
             body: Body = entries[0].body
-            rewritten(name, 4, at_kind(kind), lambda entry, body=body: replace(entry, body=body))
+            rewritten(name, 4, at_kind(kind), _becoming(body))
         else:
             rewritten(name, 4, at_kind(kind), _changing(changes))
     rewritten("4-rules-signed-for-another-ledger", 4, at_kind("approval"), _signed_elsewhere)
@@ -151,6 +173,10 @@ def _flip(lines: list[bytes], number: int, position: int) -> bytes:
 
 def _changing(changes: dict[str, Any]) -> Change:
     return lambda entry: replace(entry, body=replace(entry.body, **changes))
+
+
+def _becoming(body: Body) -> Change:
+    return lambda entry: replace(entry, body=body)
 
 
 def _signed_elsewhere(entry: Entry) -> Entry:

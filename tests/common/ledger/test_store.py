@@ -12,9 +12,9 @@ from sottovoce.common.ledger.entries import Denial, Moved, Recovery, Withdrawal
 from sottovoce.common.ledger.files import DiskFolder
 from sottovoce.common.ledger.store import HEAD_FILE, LEDGER_FILE, Ledger, Move
 from sottovoce.common.ledger.verify import entries_of, verify
-from sottovoce.common.privacy.budget import Budget
-from tests.fakes.faulty_disk import Fault, FaultyDisk, FaultyFolder, File, Killed
-from tests.fakes.ledgers import ACCOUNTANT, DOMAIN, PERSON, SITE, START, hospital, lived_in, reserve
+from tests.fakes.faulty_disk import Fault, FaultyDisk, FaultyFolder, File
+from tests.fakes.ledger_schedules import run_fault, run_sigkills
+from tests.fakes.ledgers import DOMAIN, PERSON, SITE, START, hospital, lived_in
 
 WITHDRAWAL = Withdrawal(kind="withdrawal", domain=DOMAIN)
 MOVE = Move(person=PERSON, reason="new server")
@@ -222,40 +222,16 @@ def test_short_writes_are_finished() -> None:
         assert ledger.state.domains[DOMAIN].withdrawals == 1
 
 
-def test_a_kill_at_every_operation_of_a_round_loses_no_spend() -> None:
-    at = hospital()
-    disk = young()
-    with at.open(FaultyFolder(disk)) as ledger:
-        at.approve(Budget(ledger, ACCOUNTANT))
-    n_kills = 0
-    for fault in ("kill_before", "kill_after", "torn"):
-        for operation in range(1, 60):
-            for power_cut in (False, True):
-                n_kills += _killed_round(disk.copy(), fault, operation, power_cut)
-    assert n_kills > 60
-
-
-def _killed_round(disk: FaultyDisk, fault: Fault, operation: int, power_cut: bool) -> int:
-    disk.draw = random.Random(operation)
-    disk.fault = lambda n, what: fault if n == operation else None
-    reserved = committed = killed = False
-    try:
-        with hospital().open(FaultyFolder(disk)) as ledger:
-            budget = Budget(ledger, ACCOUNTANT)
-            reserve(budget, 3)
-            reserved = True
-            budget.commit("r0", b"update")
-            committed = True
-    except Killed:
-        killed = True
-    disk.crash(power_cut=power_cut)
-    disk.fault = lambda n, what: None
-    with hospital().open(FaultyFolder(disk)) as ledger:
-        budget = Budget(ledger, ACCOUNTANT)
-        assert not reserved or "r0" in budget.state.releases
-        assert not committed or budget.may_resend("r0", b"update")
-        assert not budget.state.open_releases()
-    return killed
+def test_a_fault_at_every_operation_of_a_round_loses_no_spend() -> None:
+    """19,000 of them in `simulations/bench/ledger.py`."""
+    kinds: tuple[Fault, ...] = ("kill_before", "kill_after", "torn", "full", "io_error", "short")
+    met = [
+        run_fault(kind, operation, seed=operation, power_cut=power_cut)
+        for kind in kinds
+        for operation in range(1, 25)
+        for power_cut in (False, True)
+    ]
+    assert sum(met) > len(met) / 2
 
 
 def test_an_fsync_that_lies_is_found_by_a_checkpoint_held_elsewhere_or_the_ledger_refuses() -> None:
@@ -296,3 +272,10 @@ def test_an_entry_that_the_rules_forbid_is_never_written() -> None:
             with pytest.raises(LedgerError, match=r"printable|length"):
                 ledger.append(Denial(kind="denial", study="ab" * 32, domain=DOMAIN, reason=reason))
     assert len(disk.names[LEDGER_FILE].data) == size
+
+
+def test_sigkill_of_a_real_process_loses_nothing(tmp_path: Path) -> None:
+    """1,000 of them in `simulations/bench/ledger.py`."""
+    met = run_sigkills(tmp_path, 25, seed=1)
+    assert met.n_kills == 25
+    assert met.n_reserved > 5

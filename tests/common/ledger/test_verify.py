@@ -3,7 +3,6 @@
 import json
 import random
 import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ import pytest
 from sottovoce.client.policy import adopt
 from sottovoce.common.config import canonical
 from sottovoce.common.ledger.entries import Recovery
-from sottovoce.common.ledger.reader import lines_of
 from sottovoce.common.ledger.store import HEAD_FILE, LEDGER_FILE
 from sottovoce.common.ledger.verify import STEPS, verify
 from sottovoce.common.privacy.budget import Budget, Granted
 from tests.fakes.faulty_disk import FaultyDisk, FaultyFolder
+from tests.fakes.ledger_mutations import mutations
 from tests.fakes.ledgers import ACCOUNTANT, hospital, lived_in, reserve
 
 VECTORS = sorted((Path(__file__).parents[2] / "vectors" / "ledger").glob("*.json"))
@@ -66,52 +65,6 @@ def test_steps_that_were_not_asked_say_so() -> None:
     results = {row["step"]: row["result"] for row in verdict.plain()["steps"]}
     assert results[6].startswith("not asked")
     assert results[8].startswith("not asked")
-
-
-def mutations(data: bytes, draw: random.Random) -> Iterator[tuple[bytes, int]]:
-    """Yields single changes of a ledger with the entry where each is."""
-    lines = lines_of(data)
-    starts = [sum(map(len, lines[:k])) for k in range(len(lines) + 1)]
-
-    def entry_at(position: int) -> int:
-        return max(k for k in range(len(lines)) if starts[k] <= position)
-
-    while True:
-        position, k = draw.randrange(len(data)), draw.randrange(len(lines))
-        at = entry_at(position)
-        match draw.randrange(8):
-            case 0:
-                yield (
-                    data[:position]
-                    + bytes([data[position] ^ (1 << draw.randrange(8))])
-                    + data[position + 1 :],
-                    at,
-                )
-            case 1:
-                yield data[:position] + data[position + 1 :], at
-            case 2:
-                yield data[:position] + bytes([draw.randrange(256)]) + data[position:], at
-            case 3:
-                yield data[:position], at
-            case 4:
-                yield b"".join(lines[:k] + lines[k + 1 :]), k
-            case 5:
-                yield b"".join([*lines[: k + 1], lines[k], *lines[k + 1 :]]), k + 1
-            case 6:
-                j = draw.randrange(len(lines))
-                low, high = min(j, k), max(j, k)
-                if low < high:
-                    swapped = [
-                        *lines[:low],
-                        lines[high],
-                        *lines[low + 1 : high],
-                        lines[low],
-                        *lines[high + 1 :],
-                    ]
-                    yield b"".join(swapped), low
-            case 7:
-                end = min(len(data), position + draw.randrange(1, 2000))
-                yield data[:position] + data[end:], at
 
 
 def test_every_single_mutation_is_found_at_its_entry() -> None:
