@@ -17,7 +17,7 @@ from sottovoce.common.privacy.clip import clip, quantised_sum
 from sottovoce.common.privacy.noise import standard_normals
 from sottovoce.common.privacy.prv import bracket
 from sottovoce.common.privacy.source import SecretSource
-from sottovoce.common.privacy.stages import ClippedPatientGradients, PatientGradients
+from sottovoce.common.privacy.stages import PatientGradients
 from sottovoce.simulations.bench import second_accountant
 from sottovoce.simulations.bench.timing import Row, report, take_turns, timed
 
@@ -84,8 +84,7 @@ def _adversarial_patients(n_patients: int) -> Row:
         grid *= bound if rng.random() < 0.5 else bound * rng.uniform(1.0, 1.9)
         limit = math.floor((Fraction(bound) / Fraction(grid)) ** 2)
         rows = hostile_rows(rng, min(1000, n_patients - start), int(rng.integers(1, 60)), bound)
-        clipped = clip(PatientGradients(values=rows), bound)
-        above += sum(square > limit for square in _exact_squares(clipped, grid))
+        above += sum(_exact_square(rows[i : i + 1], bound, grid) > limit for i in range(len(rows)))
     return Row(
         what=f"of {n_patients:,} adversarial patients, those above the clipping norm in integers",
         value=float(above),
@@ -95,16 +94,10 @@ def _adversarial_patients(n_patients: int) -> Row:
     )
 
 
-def _exact_squares(clipped: ClippedPatientGradients, grid: float) -> list[int]:
-    """Each row's squared norm in Python integers, through the same function that a release takes."""
-    squares = []
-    for row in range(len(clipped.values)):
-        alone = slice(row, row + 1)
-        one = ClippedPatientGradients(
-            values=clipped.values[alone], factors=clipped.factors[alone], clip_norm=clipped.clip_norm
-        )
-        squares.append(sum(int(value) ** 2 for value in quantised_sum(one, grid).values))
-    return squares
+def _exact_square(row: np.ndarray, bound: float, grid: float) -> int:
+    """One patient's squared norm in Python integers, through the functions that a release takes."""
+    total = quantised_sum(clip(PatientGradients(values=row), bound), grid)
+    return sum(int(value) ** 2 for value in total.values)
 
 
 def _opinions(seed: int) -> tuple[float, float, tuple[float, float] | None]:
