@@ -9,10 +9,11 @@ from sottovoce.simulations.progress import Note, Step, show_progress, silent, ta
 
 
 def printed(described: dict[str, object]) -> str:
-    console = Console(file=io.StringIO(), width=100)
+    shown = io.StringIO()
+    console = Console(file=shown, width=100)
     for table in tables("corpus", described):
         console.print(table)
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    return shown.getvalue()
 
 
 def test_nested_counts_become_rows_and_empty_lists_say_none() -> None:
