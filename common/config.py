@@ -1,4 +1,4 @@
-"""Plain tables (from TOML) into frozen dataclasses: every problem at once, each with its key.
+r"""Plain tables (from TOML) into frozen dataclasses: every problem at once, each with its key.
 
 Guarantees:
   - An unknown key, a missing key, a wrong type or a value out of range is an error, never a default.
@@ -15,8 +15,9 @@ dataclasses, and unions of dataclasses told apart by their first field, say `kin
 ...     learning_rate: Annotated[float, Interval(0, 1, low_open=True)]
 >>> problems: list[str] = []
 >>> build(Step, {"learning_rate": 3, "momentum": 1}, "training", problems)
->>> problems
-['training.momentum: unknown key; expected one of learning_rate.', 'training.learning_rate: expected a number in (0, 1]; came 3.']
+>>> print(*problems, sep="\n")
+training.momentum: unknown key; expected one of learning_rate.
+training.learning_rate: expected a number in (0, 1]; came 3.
 """
 
 import dataclasses

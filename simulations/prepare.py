@@ -214,7 +214,9 @@ def _compute_features(
         if isinstance(found, AudioError):
             if study.audio.on_bad_recording == "stop":
                 raise found
-            place = f"{printable(item.utterance.path)}: "  # where files lie here is nobody's business elsewhere
+            place = (
+                f"{printable(item.utterance.path)}: "  # where files lie here is nobody's business elsewhere
+            )
             skipped.append(Skipped(recording=item.key, reason=str(found).removeprefix(place)))
         else:
             kept.append(item)
