@@ -15,7 +15,7 @@ Guarantees:
   - More charges never give a smaller figure.
 
 >>> round(filter_epsilon([Draws(noise_multiplier=8.0, sampling_prob=1.0, steps=50, n_patients=1000)], 1e-5), 2)
-4.1
+4.11
 """
 
 import functools

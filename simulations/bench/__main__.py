@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-BENCHMARKS = ("features", "rounds", "cohort", "startup", "memory", "private_step", "privacy")
+BENCHMARKS = ("features", "rounds", "cohort", "startup", "memory", "private_step", "privacy", "ledger")
 
 
 def main(arguments: list[str]) -> int:
