@@ -23,6 +23,7 @@ from sottovoce.server.rounds import Cell, Outcome, run, run_alone
 from sottovoce.simulations.engines import open_exchange
 from sottovoce.simulations.engines.inprocess import InProcessGrid
 from sottovoce.simulations.engines.processes import ProcessGrid
+from sottovoce.simulations.engines.worker import Receiver, Sender
 from tests.fakes.federations import counting_app, honest_app, nodes_of, study_of, weights_of
 from tests.fakes.sites import N_CLASSES, WIDTH, write_sites, write_study
 
@@ -263,3 +264,37 @@ def test_a_sites_pages_are_given_back_and_can_be_read_again(tmp_path: Path) -> N
 
 def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+def test_what_is_sent_between_processes_arrives_and_does_not_change_after() -> None:
+    ours, theirs = multiprocessing.get_context("spawn").Pipe()
+    sender, receiver = Sender(ours), Receiver(theirs)
+    fixed, received = np.arange(5, dtype=np.float32), []
+    fixed.setflags(write=False)
+    writable = np.zeros(4, np.float32)
+    for number, content in enumerate(
+        [[fixed], [fixed], "none", [writable, fixed], [writable], [np.zeros(9000)]]
+    ):
+        writable[:] = number
+        sender.send(sender.frame(content))
+        received.append(receiver.receive())
+    ours.close()
+    theirs.close()
+    np.testing.assert_array_equal(received[0][0], np.arange(5))
+    np.testing.assert_array_equal(received[1][0], np.arange(5))
+    assert received[2] == "none"
+    np.testing.assert_array_equal(received[3][0], [3, 3, 3, 3])
+    np.testing.assert_array_equal(received[3][1], np.arange(5))
+    np.testing.assert_array_equal(received[4][0], [4, 4, 4, 4])
+    assert received[5][0].shape == (9000,)
+
+
+def test_weights_cross_once_and_not_with_every_message() -> None:
+    ours, theirs = multiprocessing.get_context("spawn").Pipe()
+    sender, big = Sender(ours), np.zeros(100_000, np.float32)
+    big.setflags(write=False)
+    sender.send(sender.frame([big]))
+    assert sender._are_last(sender.frame([big]).arrays)
+    assert not sender._are_last(sender.frame([big.copy()]).arrays)
+    ours.close()
+    theirs.close()
