@@ -6,7 +6,8 @@
 Guarantees:
   - A recording's features are the same numbers whatever recordings stand beside it.
   - Where librosa 0.11 has the feature, ours equals it: |ours - librosa| <= 1e-4 * max(1, |librosa|), with the
-    settings of `librosa_reference` (the same formula in double precision, the same floors, no `top_db`).
+    settings of `librosa_reference` (the same formula, the same floors, no `top_db`), whether librosa is given
+    float32 as it usually is, or doubles; pitch in voiced frames.
   - Every sequence has 1 + samples // hop frames, frame t centred at sample t * hop, zeros beyond the ends.
   - Nothing is scaled by the loudest frame or by any figure of another recording.
   - The streams of a study share what they have in common: one Fourier transform, one mel spectrum.
@@ -38,6 +39,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sottovoce.common import features_loops as loops
 from sottovoce.common import features_spectral as spectral
 from sottovoce.common import features_temporal as temporal
 from sottovoce.common.audio import Waveform
@@ -58,8 +60,9 @@ from sottovoce.common.feature_specs import (
     ZeroCrossings,
 )
 
-EXTRACTOR_VERSION = 2  # part of every cache key: raise it when any number below changes
+EXTRACTOR_VERSION = 3  # part of every cache key: raise it when any number below changes
 BLOCK_FRAMES = 256  # always this many rows: a product's rounding may depend on its size; and they fit a cache
+TRANSFORM_FRAMES = 128  # a divisor of it: so many transforms, there and back, stay in a cache
 BATCH_FRAMES = 8192  # how much is in work at one time
 DELTA_WIDTH = 9
 VOICED_PERIODICITY = 0.6
@@ -206,7 +209,7 @@ class _Tape:
         self._write(waveforms, self.margin + self.n_rows * self.hop + reach)
 
     def _write(self, waveforms: Sequence[Waveform], length: int) -> None:
-        self.samples = np.zeros(length)
+        self.samples = np.zeros(length, dtype=np.float32)
         self.sign_changes = np.zeros(length, dtype=np.uint8)
         for (first, _), waveform in zip(self.rows, waveforms, strict=True):
             start = self.margin + first * self.hop
@@ -216,15 +219,15 @@ class _Tape:
             self.sign_changes[start + 1 : end] = negative[1:] != negative[:-1]
 
     def room(self, width: int, kind: type) -> npt.NDArray[Any]:
-        """Returns a block's worth of columns, the same ones each time: zero until somebody writes there."""
+        """Returns as many rows as are transformed at one time, the same each time: zero until somebody writes there."""
         key = (width, kind)
         if key not in self._rooms:
-            self._rooms[key] = np.zeros((BLOCK_FRAMES, width), dtype=kind)
+            self._rooms[key] = np.zeros((TRANSFORM_FRAMES, width), dtype=kind)
         return self._rooms[key]
 
-    def view(self, first_row: int, length: int, offset: int) -> Columns:
-        """Returns a block's frames of `length` samples, each beginning `offset` before its centre."""
-        return _frames_of(self.samples, self.margin + first_row * self.hop - offset, length, self.hop)
+    def start(self, row: int, offset: int) -> int:
+        """Returns the sample that is `offset` before a row's centre."""
+        return self.margin + row * self.hop - offset
 
 
 def _frames_of(samples: npt.NDArray[Any], start: int, length: int, hop: int) -> npt.NDArray[Any]:
@@ -252,31 +255,29 @@ class _Block:
         made: npt.NDArray[Any] = self._made[key]
         return made
 
-    def raw(self, length: int) -> Columns:
+    def raw(self, length: int) -> Array:
         """Frames without a window, centred."""
-        return self.tape.view(self.first_row, length, length // 2)
+        start = self.tape.start(self.first_row, length // 2)
+        return _frames_of(self.tape.samples, start, length, self.tape.hop)
 
     def power(self) -> Array:
-        """Squared magnitude of the Fourier transform, (frames, bins)."""
-        return self._once("power", lambda: np.square(self.magnitude()))
+        """Squared magnitude of the Fourier transform, (bins, frames)."""
+        return self._once("power", self._power)
 
     def magnitude(self) -> Array:
-        return self._once("magnitude", self._magnitude)
+        return self._once("magnitude", lambda: np.sqrt(self.power()))
 
-    def _magnitude(self) -> Array:
+    def _power(self) -> Array:
         # The window stands in the middle of the transform; where its zeros go changes the phase alone.
         length = self.tape.window
         offset = self.fft_size // 2 - (self.fft_size - length) // 2
-        frames = torch.from_numpy(self.tape.view(self.first_row, length, offset))
-        windowed = torch.from_numpy(self.tape.room(self.fft_size, np.float64))
-        torch.mul(frames, _hann(length), out=windowed[:, :length])
-        return spectral.magnitude(windowed)
+        start, windowed = self.tape.start(self.first_row, offset), self.tape.room(self.fft_size, np.float64)
+        return spectral.power(self.tape.samples, start, self.tape.hop, BLOCK_FRAMES, _hann(length), windowed)
 
     def log_mel(self, n_mels: int, low_hz: float, high_hz: float) -> Array:
         high_hz = min(high_hz, self.rate / 2)
-        filters = spectral.mel_filters(self.rate, self.fft_size, n_mels, low_hz, high_hz)
-        make = lambda: spectral.log_mel(spectral.product(self.power(), filters))  # noqa: E731
-        return self._once(("log_mel", n_mels, low_hz, high_hz), make)
+        setting = (self.rate, self.fft_size, n_mels, low_hz, high_hz)
+        return self._once(setting, lambda: spectral.log_mel(self.power(), *setting))
 
     def lpc(self, order: int) -> Columns:
         return self._once(("lpc", order), lambda: temporal.lpc(self.raw(self.tape.window), order))
@@ -284,25 +285,26 @@ class _Block:
     def zero_crossings(self) -> Columns:
         # A sign change counts in a frame that holds both of its samples.
         length, hop = self.tape.window, self.tape.hop
-        start = self.tape.margin + self.first_row * hop - length // 2 + 1
+        start = self.tape.start(self.first_row, length // 2 - 1)
         counts = _frames_of(self.tape.sign_changes, start, length - 1, hop).sum(axis=1, dtype=np.uint32)
         share: Columns = counts / length
         return share[:, None]
 
 
 @lru_cache
-def _hann(length: int) -> torch.Tensor:
-    return torch.hann_window(length, dtype=torch.float64)
+def _hann(length: int) -> Columns:
+    window: Columns = torch.hann_window(length, dtype=torch.float64).numpy()
+    return window
 
 
 def _block_columns(part: FeatureSpec, block: _Block) -> npt.NDArray[Any]:
     match part:
         case Stft():
-            return spectral.log_magnitude(block.magnitude())
+            return _by_frame(spectral.log_magnitude(block.magnitude()))
         case LogMel():
-            return block.log_mel(part.n_mels, part.low_hz, part.high_hz)
+            return _by_frame(block.log_mel(part.n_mels, part.low_hz, part.high_hz))
         case Mfcc():
-            return spectral.mfcc(block.log_mel(part.n_mels, 0.0, block.rate / 2), part.n_mfcc)
+            return _by_frame(spectral.mfcc(block.log_mel(part.n_mels, 0.0, block.rate / 2), part.n_mfcc))
         case Lpc():
             return block.lpc(part.order)
         case Lpcc():
@@ -317,9 +319,13 @@ def _block_columns(part: FeatureSpec, block: _Block) -> npt.NDArray[Any]:
         case ZeroCrossings():
             return block.zero_crossings()
         case Chroma():
-            return spectral.chroma(block.power(), block.rate, block.fft_size, part.n_chroma)
+            return _by_frame(spectral.chroma(block.power(), block.rate, block.fft_size, part.n_chroma))
         case SpectralShape():
-            return spectral.shape(block.magnitude(), block.power(), block.rate, block.fft_size)
+            return _by_frame(spectral.shape(block.magnitude(), block.power(), block.rate, block.fft_size))
+
+
+def _by_frame(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.ascontiguousarray(rows.T)
 
 
 def _pitch(part: Pitch, block: _Block) -> Array:
@@ -350,19 +356,18 @@ def _derivative(columns: Columns, order: int) -> Columns:
     half = DELTA_WIDTH // 2
     inner = len(columns) - 2 * half
     out = np.zeros_like(columns)
-    for shift, weight in enumerate(_derivative_weights(order)):
-        if weight:
-            out[half : half + inner] += weight * columns[shift : shift + inner]
+    weights, width = _derivative_weights(order), columns.shape[1]
+    loops.weighted_sum(columns.reshape(-1), weights, width, out[half : half + inner].reshape(-1))
     # A polynomial of degree `order` has the same derivative of that order everywhere.
     out[:half], out[half + inner :] = out[half], out[half + inner - 1]
     return out[:count]
 
 
 @lru_cache
-def _derivative_weights(order: int) -> list[float]:
+def _derivative_weights(order: int) -> Columns:
     times = np.arange(DELTA_WIDTH) - DELTA_WIDTH // 2
     fit = np.linalg.pinv(np.vander(times, order + 1, increasing=True))  # from values to coefficients
-    weights: list[float] = (math.factorial(order) * fit[order]).round(15).tolist()
+    weights: Columns = (math.factorial(order) * fit[order]).round(15)
     return weights
 
 

@@ -1,8 +1,9 @@
-"""Features of one frame's spectrum, on blocks of frames: rows are frames, columns are bins.
+"""Features of one frame's spectrum, on blocks of frames: rows are bins or bands, columns are frames.
 
 Definitions are librosa 0.11's, so that figures can be compared; the arithmetic is ours. Power comes from a
 transform in double precision (quiet bins beside loud ones keep their digits) and is float32 from there on.
-Products go through torch, which minds the number of threads; the rest is numpy, whose loops are quicker here.
+Transforms and products go through torch, which minds the number of threads, and what would be many passes over
+memory through `features_loops`; the rest is numpy.
 """
 
 import math
@@ -12,6 +13,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from sottovoce.common import features_loops as loops
 
 POWER_FLOOR = np.float32(1e-10)  # librosa's `amin`: what a 16-bit recording's rounding leaves in a mel band
 AMPLITUDE_FLOOR = np.float32(1e-5)
@@ -23,18 +26,30 @@ N_SHAPE = 4  # centroid, bandwidth, roll-off, flatness; the contrast's bands fol
 
 Block = npt.NDArray[np.float32]
 Table = npt.NDArray[np.float64]
+Places = npt.NDArray[np.int64]
+Bands = tuple[Block, Places, Places]
 
 
-def product(rows: Block, matrix: Block) -> Block:
-    """Returns `rows @ matrix`."""
-    out: Block = torch.mm(torch.from_numpy(rows), torch.from_numpy(matrix)).numpy()
+def product(matrix: Block, power: Block) -> Block:
+    """Returns `matrix.T @ power`."""
+    out: Block = torch.mm(torch.from_numpy(matrix).t(), torch.from_numpy(power)).numpy()
     return out
 
 
-def magnitude(windowed: torch.Tensor) -> Block:
-    """Magnitude of the Fourier transform of windowed, zero-padded frames: (frames, bins)."""
-    spectrum = torch.fft.rfft(windowed).numpy().astype(np.complex64)
-    out: Block = np.abs(spectrum)  # quick in numpy, for complex64 only
+def power(samples: Block, start: int, hop: int, n_frames: int, window: Table, windowed: Table) -> Block:
+    """Squared magnitude of the Fourier transform of frames that begin at `start`, `start + hop`, ...
+
+    `windowed` is room for some of the frames at a time, as wide as the transform and zero beyond the window.
+    """
+    if len(window) > windowed.shape[1]:  # a compiled loop would not notice
+        raise ValueError(
+            f"Expected a window of at most fft_size={windowed.shape[1]} samples; came {len(window)}."
+        )
+    out = np.empty((windowed.shape[1] // 2 + 1, n_frames), dtype=np.float32)
+    for first in range(0, n_frames, len(windowed)):
+        loops.windowed(samples, start + first * hop, hop, window, windowed)
+        spectrum = torch.fft.rfft(torch.from_numpy(windowed)).numpy()
+        loops.squared(spectrum, out[:, first : first + len(windowed)])
     return out
 
 
@@ -43,8 +58,13 @@ def log_magnitude(magnitude: Block) -> Block:
     return np.log(np.maximum(magnitude, AMPLITUDE_FLOOR))
 
 
-def log_mel(mel_power: Block) -> Block:
+def log_mel(
+    power: Block, sample_rate_hz: int, fft_size: int, n_mels: int, low_hz: float, high_hz: float
+) -> Block:
     """Natural logarithm of the power in mel bands, not below `log(POWER_FLOOR)`."""
+    filters, firsts, lasts = mel_filters(sample_rate_hz, fft_size, n_mels, low_hz, high_hz)
+    mel_power = np.zeros((n_mels, power.shape[1]), dtype=np.float32)
+    loops.band_sums(power, filters, firsts, lasts, mel_power)
     return np.log(np.maximum(mel_power, POWER_FLOOR))
 
 
@@ -54,15 +74,15 @@ def mfcc(log_mel_power: Block, n_mfcc: int) -> Table:
     librosa's `top_db` cuts a recording 80 dB below its own loudest frame; here nothing depends on another
     frame, so the comparison is with `top_db=None`.
     """
-    cosines = torch.from_numpy(_cosines_of_decibels(log_mel_power.shape[1], n_mfcc))
-    out: Table = (torch.from_numpy(log_mel_power).double() @ cosines).numpy()
+    cosines = torch.from_numpy(_cosines_of_decibels(len(log_mel_power), n_mfcc))
+    out: Table = torch.mm(cosines.t(), torch.from_numpy(log_mel_power).double()).numpy()
     return out
 
 
 def chroma(power: Block, sample_rate_hz: int, fft_size: int, n_chroma: int) -> Block:
     """Power by pitch class, the strongest class of a frame being 1. Tuning is A = 440 Hz, never estimated."""
-    raw = product(power, _chroma_filters(sample_rate_hz, fft_size, n_chroma))
-    peak = raw.max(axis=1, keepdims=True)
+    raw = product(_chroma_filters(sample_rate_hz, fft_size, n_chroma), power)
+    peak = raw.max(axis=0)
     raw /= np.where(peak < np.finfo(np.float32).tiny, np.float32(1), peak)
     return raw
 
@@ -71,33 +91,45 @@ def shape(magnitude: Block, power: Block, sample_rate_hz: int, fft_size: int) ->
     """Centroid, bandwidth, roll-off (kHz), flatness, and the contrast (dB) of octave bands."""
     middle = sample_rate_hz / 4000
     hertz = _bin_hz(sample_rate_hz, fft_size)
-    total, first, second = product(magnitude, _powers_of_khz(sample_rate_hz, fft_size)).T
+    total, first, second = product(_powers_of_khz(sample_rate_hz, fft_size), magnitude)
     sounds = total >= np.finfo(np.float32).tiny  # silence has its centroid and bandwidth at 0
     total = np.where(sounds, total, np.float32(1))
     mean = first / total
     bandwidth = np.sqrt(np.maximum(second / total - np.square(mean), 0))
-    passed = torch.cumsum(torch.from_numpy(magnitude), dim=1, dtype=torch.float64)
-    roll_off = hertz[torch.searchsorted(passed, ROLL_OFF_SHARE * passed[:, -1:]).numpy()[:, 0]] / 1000
+    roll_off = hertz[_roll_off(magnitude)] / 1000
     floored = np.maximum(power, POWER_FLOOR)
-    flatness = np.exp(np.log(floored).mean(axis=1)) / floored.mean(axis=1)
-    columns = np.stack([np.where(sounds, mean + middle, 0), bandwidth, roll_off, flatness], axis=1)
+    flatness = np.exp(_means(np.log(floored))) / _means(floored)
+    rows = np.stack([np.where(sounds, mean + middle, 0), bandwidth, roll_off, flatness])
     contrast = _contrast(magnitude, contrast_bands(sample_rate_hz, fft_size))
-    return np.concatenate([columns, contrast.T], axis=1, dtype=np.float32)
+    return np.concatenate([rows, contrast], dtype=np.float32)
+
+
+def _means(block: Block) -> Block:
+    weights = np.full((len(block), 1), 1 / len(block), dtype=np.float32)
+    out: Block = product(weights, block)[0]
+    return out
+
+
+def _roll_off(magnitude: Block) -> Places:
+    n_frames = magnitude.shape[1]
+    total, passed, bins = np.zeros(n_frames), np.zeros(n_frames), np.zeros(n_frames, dtype=np.int64)
+    loops.roll_off(magnitude, ROLL_OFF_SHARE, total, passed, bins)
+    return bins
 
 
 def _contrast(magnitude: Block, bands: tuple[tuple[int, int, int], ...]) -> Block:
-    by_bin = np.ascontiguousarray(magnitude.T)  # maxima of whole rows are quicker, sorting is not
-    peaks, valleys = [], []
-    for first, last, count in bands:
-        if count == 1:
-            peaks.append(by_bin[first:last].max(axis=0))
-            valleys.append(by_bin[first:last].min(axis=0))
-        else:
-            ordered = np.sort(magnitude[:, first:last], axis=1)
-            peaks.append(ordered[:, -count:].mean(axis=1))
-            valleys.append(ordered[:, :count].mean(axis=1))
-    decibels: Block = 10 * np.log10(np.maximum(np.stack([*peaks, *valleys]), POWER_FLOOR))
-    return decibels[: len(bands)] - decibels[len(bands) :]
+    valleys, peaks = (np.empty((len(bands), magnitude.shape[1]), dtype=np.float32) for _ in range(2))
+    loops.extremes(magnitude, np.array(bands), valleys, peaks)
+    for place, (first, last, count) in enumerate(bands):
+        if count > 1:
+            low = np.full((count, magnitude.shape[1]), np.inf, dtype=np.float32)
+            high = -low
+            loops.several_extremes(magnitude[first:last], low, high)
+            low.mean(axis=0, out=valleys[place])
+            high.mean(axis=0, out=peaks[place])
+    peaks, valleys = (np.log10(np.maximum(found, POWER_FLOOR)) for found in (peaks, valleys))
+    decibels: Block = 10 * (peaks - valleys)
+    return decibels
 
 
 @lru_cache
@@ -141,15 +173,17 @@ def _powers_of_khz(sample_rate_hz: int, fft_size: int) -> Block:
 
 
 @lru_cache
-def mel_filters(sample_rate_hz: int, fft_size: int, n_mels: int, low_hz: float, high_hz: float) -> Block:
-    """Returns triangles of unit area on Slaney's mel scale, (bins, n_mels)."""
+def mel_filters(sample_rate_hz: int, fft_size: int, n_mels: int, low_hz: float, high_hz: float) -> Bands:
+    """Returns triangles of unit area on Slaney's mel scale, (bins, n_mels), each one's first and last bin."""
     low, high = _to_mel(low_hz), _to_mel(min(high_hz, sample_rate_hz / 2))
     corners = np.array([_from_mel(mel) for mel in np.linspace(low, high, n_mels + 2)])
     bins = _bin_hz(sample_rate_hz, fft_size)[:, None]
     rising = (bins - corners[:-2]) / (corners[1:-1] - corners[:-2])
     falling = (corners[2:] - bins) / (corners[2:] - corners[1:-1])
     triangles = np.maximum(0.0, np.minimum(rising, falling))
-    return np.asarray(triangles * 2 / (corners[2:] - corners[:-2]), dtype=np.float32)
+    filters = np.asarray(triangles * 2 / (corners[2:] - corners[:-2]), dtype=np.float32)
+    firsts = (filters > 0).argmax(axis=0)
+    return filters, firsts, firsts + np.count_nonzero(filters, axis=0)  # the last one is excluded
 
 
 def _to_mel(hertz: float) -> float:

@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-TROUGH = 0.1  # YIN's threshold, librosa's default
+from sottovoce.common import features_loops as loops
+
+TROUGH = np.float32(0.1)  # YIN's threshold, librosa's default
 SILENCE_POWER = 1e-10  # a frame below it has no pitch
 FORMANT_LOW_HZ = 90.0
 FORMANT_MAX_BANDWIDTH_HZ = 500.0
@@ -25,13 +27,13 @@ Frames = npt.NDArray[np.float64]
 Places = npt.NDArray[np.int64]
 
 
-def log_rms(frames: Frames, floor: np.float32) -> Block:
+def log_rms(frames: Block, floor: np.float32) -> Block:
     """Natural logarithm of the root mean square, not below `log(floor)`."""
-    rms: Frames = np.sqrt(np.vecdot(frames, frames) / frames.shape[1])
-    return np.log(np.maximum(rms, floor))[:, None].astype(np.float32)
+    rms: Block = np.sqrt(np.vecdot(frames, frames) / np.float32(frames.shape[1]))
+    return np.log(np.maximum(rms, floor))[:, None]
 
 
-def lpc(frames: Frames, order: int) -> Frames:
+def lpc(frames: Frames | Block, order: int) -> Frames:
     """Linear prediction coefficients a_1 ... a_order by Burg's method (Marple 1980); a_0 = 1 is left out.
 
     A frame of silence has all coefficients 0, and a frame that is predicted to its last digit (a pure tone)
@@ -41,8 +43,8 @@ def lpc(frames: Frames, order: int) -> Frames:
     return np.concatenate([_burg(frames[rows], order) for rows in slices])
 
 
-def _burg(frames: Frames, order: int) -> Frames:
-    signal = np.ascontiguousarray(frames.T)  # time runs down: each step is along whole rows
+def _burg(frames: Frames | Block, order: int) -> Frames:
+    signal = np.ascontiguousarray(frames.T, dtype=np.float64)  # time runs down: each step is along whole rows
     forward, backward = signal[1:].copy(), signal[:-1].copy()
     rooms = np.empty_like(forward), np.empty_like(forward)
     power = np.square(forward).sum(axis=0) + np.square(backward).sum(axis=0)
@@ -75,13 +77,13 @@ def lpcc(coefficients: Frames, n_lpcc: int) -> Frames:
     return cepstrum
 
 
-def formants(frames: Frames, sample_rate_hz: int, order: int, n_formants: int) -> Frames:
+def formants(frames: Frames | Block, sample_rate_hz: int, order: int, n_formants: int) -> Frames:
     """The lowest resonances of the vocal tract in kHz: roots of the predictor. 0 where there are fewer.
 
     The frame is pre-emphasised and Hamming-windowed; a root counts when it is above 90 Hz and narrower than
     500 Hz.
     """
-    emphasised = frames.copy()
+    emphasised = frames.astype(np.float64)
     emphasised[:, 1:] -= FORMANT_PRE_EMPHASIS * frames[:, :-1]
     coefficients = lpc(emphasised * np.hamming(frames.shape[1]), order)
     companion = np.zeros((len(frames), order, order))
@@ -95,23 +97,28 @@ def formants(frames: Frames, sample_rate_hz: int, order: int, n_formants: int) -
     return np.where(np.isinf(lowest), 0.0, lowest)
 
 
-def pitch(frames: Frames, sample_rate_hz: int, low_hz: float, high_hz: float, padded: Block) -> Block:
+def pitch(frames: Block, sample_rate_hz: int, low_hz: float, high_hz: float, padded: Block) -> Block:
     """Natural logarithm of the fundamental frequency in Hz, and how periodic the frame is, 0 to 1.
 
     YIN (de Cheveigne and Kawahara 2002) in librosa 0.11's form, whose difference function is made of the
     whole frame's autocorrelation. The frequency is a guess even in a frame without pitch: look at the
-    periodicity, which is 1 less the normalised difference, and 0 in silence. `padded` is room for the frames,
-    `fast_size` wide and zero beyond them; it may be used again.
+    periodicity, which is 1 less the normalised difference, and 0 in silence. `padded` is room for some of the
+    frames at a time, `fast_size` wide and zero beyond them; it may be used again.
     """
     window = frames.shape[1]
     shortest, longest = period_range(window, sample_rate_hz, low_hz, high_hz)
-    padded[:, :window] = frames
-    difference, power = _normalised_difference(padded, window, shortest, longest)
-    chosen = np.where(power < SILENCE_POWER, 0, _first_trough(difference))  # else rounding would choose
-    period = shortest + chosen + _parabola(difference, chosen)
-    depth = difference[np.arange(len(chosen)), chosen]
-    periodicity = np.where(power < SILENCE_POWER, 0, np.clip(1 - depth, 0, 1))
-    return np.stack([np.log(sample_rate_hz / period), periodicity], axis=1).astype(np.float32)
+    samples, correlation = _autocorrelation(frames, longest, padded)
+    difference = np.empty_like(samples)
+    loops.difference(samples, correlation, difference)
+    difference = difference[shortest - 1 :]
+    silent = correlation[0] < SILENCE_POWER * window
+    chosen = np.where(silent, 0, _first_trough(difference))  # else rounding would choose
+    offset, depth = np.empty((2, len(chosen)), dtype=np.float32)
+    loops.vertices(difference, chosen, offset, depth)
+    out = np.empty((len(chosen), 2), dtype=np.float32)
+    out[:, 0] = np.log(sample_rate_hz / (shortest + chosen + offset))
+    out[:, 1] = np.where(silent, 0, np.clip(1 - depth, 0, 1))
+    return out
 
 
 def period_range(window: int, sample_rate_hz: int, low_hz: float, high_hz: float) -> tuple[int, int]:
@@ -120,21 +127,18 @@ def period_range(window: int, sample_rate_hz: int, low_hz: float, high_hz: float
     return min(max(1, math.floor(sample_rate_hz / max(high_hz, 1.0))), longest - 3), longest
 
 
-def _normalised_difference(padded: Block, window: int, shortest: int, longest: int) -> tuple[Block, Block]:
-    """Returns YIN's cumulative mean normalised difference, a column a lag, and each frame's mean square."""
-    power = np.abs(torch.fft.rfft(torch.from_numpy(padded)).numpy())
-    power *= power
-    correlation = torch.fft.irfft(torch.from_numpy(power), n=padded.shape[1])[:, : longest + 1].numpy()
-    energy = np.square(padded[:, :longest])
-    energy *= 0.5  # half of the difference function: the normalised one is the same
-    energy = torch.from_numpy(energy).cumsum(dim=1).numpy()
-    energy[:, 0] = 0  # librosa leaves the first sample out at lag 1, and only there
-    difference = correlation[:, :1] - correlation[:, 1:]
-    difference -= energy
-    total = torch.from_numpy(difference).cumsum(dim=1).numpy()[:, shortest - 1 :]
-    difference = difference[:, shortest - 1 :] * np.arange(shortest, longest + 1, dtype=np.float32)
-    difference /= total + np.finfo(np.float32).tiny
-    return difference, correlation[:, 0] / window
+def _autocorrelation(frames: Block, longest: int, padded: Block) -> tuple[Block, Block]:
+    """Returns the frames' first `longest` samples, and their autocorrelation, a row a lag from 0 to `longest`."""
+    samples = np.empty((longest, len(frames)), dtype=np.float32)
+    out = np.empty((longest + 1, len(frames)), dtype=np.float32)
+    for first in range(0, len(frames), len(padded)):
+        rows = slice(first, first + len(padded))
+        padded[:, : frames.shape[1]] = frames[rows]
+        loops.transposed(padded, samples[:, rows])
+        spectrum = torch.fft.rfft(torch.from_numpy(padded))
+        loops.square_in_place(spectrum.numpy())
+        loops.transposed(torch.fft.irfft(spectrum, n=padded.shape[1]).numpy(), out[:, rows])
+    return samples, out
 
 
 @lru_cache
@@ -145,26 +149,9 @@ def fast_size(least: int) -> int:
 
 
 def _first_trough(difference: Block) -> Places:
-    """Returns the first local minimum below the threshold, else the (first) global minimum."""
-    chosen: Places = difference.argmin(axis=1)
-    deep = np.flatnonzero(difference[np.arange(len(chosen)), chosen] < TROUGH)  # the others have none
-    difference = difference[deep]
-    troughs = np.empty(difference.shape, dtype=bool)
-    troughs[:, -1] = True
-    np.less_equal(difference[:, :-1], difference[:, 1:], out=troughs[:, :-1])
-    troughs[:, 1:] &= difference[:, 1:] < difference[:, :-1]
-    troughs[:, 0] = difference[:, 0] < difference[:, 1]  # librosa's rule for the ends
-    troughs &= difference < TROUGH
-    first = troughs.argmax(axis=1)
-    found = troughs[np.arange(len(first)), first]
-    chosen[deep[found]] = first[found]
-    return chosen
-
-
-def _parabola(values: Block, places: Places) -> Block:
-    """Returns where, within one step of `places`, a parabola through three neighbours has its vertex."""
-    inner, rows = np.clip(places, 1, values.shape[1] - 2), np.arange(len(places))
-    before, here, after = (values[rows, inner + step] for step in (-1, 0, 1))
-    bend, slope = after + before - 2 * here, (after - before) / 2
-    off = (places != inner) | (np.abs(slope) >= np.abs(bend))
-    return np.where(off, np.float32(0), -slope / np.where(off, np.float32(1), bend))
+    """Returns each column's first local minimum below the threshold, else its (first) global minimum."""
+    n_frames = difference.shape[1]
+    least = np.full(n_frames, np.inf, dtype=np.float32)
+    lowest, chosen = np.zeros(n_frames, dtype=np.int64), np.full(n_frames, -1)
+    loops.first_trough(difference, TROUGH, least, lowest, chosen)
+    return np.where(chosen < 0, lowest, chosen)
