@@ -68,7 +68,11 @@ class Labels:
 
 @dataclass(frozen=True, kw_only=True)
 class Audio:
-    """From a recording to a waveform. `clip_seconds` is what a model hears: cut at the end, or padded and masked."""
+    """From a recording to a waveform.
+
+    `clip_seconds` is how much of a sequence a model hears: longer is cut at the end, shorter is padded and
+    masked. Pooled streams are statistics over the whole recording, up to `max_seconds`.
+    """
 
     sample_rate_hz: Literal[8000, 16000] = 16000
     max_seconds: Annotated[float, Interval(0.1, 3600.0)] = 60.0

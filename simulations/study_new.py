@@ -118,7 +118,7 @@ classes = [{classes}]
 
 [audio]
 sample_rate_hz = 16000
-clip_seconds = 3.5              # what a model hears: longer is cut, shorter is padded and masked
+clip_seconds = 3.5              # of a sequence: longer is cut, shorter is padded and masked
 trim_silence_db = 40.0          # silence at both ends goes
 on_bad_recording = "skip"       # or "stop"
 

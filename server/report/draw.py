@@ -181,7 +181,7 @@ def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     >>> nice_ticks(0.13, 2.08), nice_ticks(0.0, 40.0)
     ([0.0, 0.5, 1.0, 1.5, 2.0, 2.5], [0.0, 10.0, 20.0, 30.0, 40.0])
     """
-    if not high > low:
+    if not high - low > 1e-300:  # equal, or so near that a tenth of the gap is no number any more
         high = low + 1.0
     rough = (high - low) / wanted
     power = 10.0 ** math.floor(math.log10(rough))
