@@ -61,8 +61,8 @@ from sottovoce.common.feature_specs import (
 )
 
 EXTRACTOR_VERSION = 3  # part of every cache key: raise it when any number below changes
-BLOCK_FRAMES = 256  # always this many rows: a product's rounding may depend on its size; and they fit a cache
-TRANSFORM_FRAMES = 128  # a divisor of it: so many transforms, there and back, stay in a cache
+BLOCK_FRAMES = 512  # always this many: a product's rounding may depend on its size. Fewer cost more calls
+TRANSFORM_FRAMES = 128  # divides a block, multiple of loops.TILE: so many, there and back, stay in a cache
 BATCH_FRAMES = 8192  # how much is in work at one time
 DELTA_WIDTH = 9
 VOICED_PERIODICITY = 0.6
