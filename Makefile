@@ -27,7 +27,7 @@ check: $(READY)  ## format, lint, types, import directions
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
 bench: $(READY)  ## speed and memory, as ratios measured in one run
-	$(BIN)/python -m sottovoce.simulations.bench --json runs/bench.json
+	$(BIN)/python -m sottovoce.simulations.bench --json runs/bench.json --page docs/bench.md
 
 mutants: $(READY)  ## walks into every known trap, in copies of the source; each must be noticed by a test
 	$(BIN)/python -m sottovoce.simulations.mutants

@@ -24,6 +24,7 @@ def main(arguments: list[str]) -> int:
         "names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all by default"
     )
     parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--page", type=Path, help="write the table here as Markdown")
     chosen = parser.parse_args(arguments)
     if unknown := [name for name in chosen.names if name not in BENCHMARKS]:
         parser.error(f"expected names of {', '.join(BENCHMARKS)}; came {', '.join(unknown)}")
@@ -36,8 +37,33 @@ def main(arguments: list[str]) -> int:
         if chosen.json is not None:  # after each, so that an interruption costs one benchmark
             chosen.json.parent.mkdir(parents=True, exist_ok=True)
             chosen.json.write_text(json.dumps(results, indent=1) + "\n")
+    if chosen.page is not None:
+        chosen.page.write_text(page_of(results), encoding="utf-8")
     missed = [row for result in results.values() for row in result["rows"] if row.get("met") is False]
     return 1 if missed else 0
+
+
+def page_of(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns docs/bench.md: one table for each benchmark."""
+    lines = [
+        "# Benchmarks\n",
+        "Medians and ratios of one run of `python -m sottovoce.simulations.bench`; a bar that was missed says so.",
+    ]
+    for name, result in results.items():
+        machine = result.get("machine", {})
+        load = f", load {machine['load_1_min']} on {machine['cores']} cores" if machine else ""
+        lines += [f"\n## {name}{load}\n", "| what | value | ratio | bar | note |", "|---|---|---|---|---|"]
+        for row in result["rows"]:
+            missed = " **missed**" if row.get("met") is False else ""
+            cells = (row["what"], _value(row), _ratio(row), _plain(_bar(row)) + missed, row.get("note", ""))
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _plain(markup: str) -> str:
+    from rich.text import Text
+
+    return Text.from_markup(markup).plain
 
 
 def table_of(name: str, result: Mapping[str, Any]) -> Table:

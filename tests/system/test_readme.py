@@ -1,0 +1,80 @@
+"""What the README shows is run: every command of its `sh` blocks."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
+COMMANDS = [shlex.split(line, comments=True) for block in BLOCKS for line in block.splitlines() if line]
+TARGETS = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+
+
+def test_the_first_screen_shows_what_leaves_five_commands_and_what_it_is_not_for() -> None:
+    first = TEXT.split("\n## ")[0]
+    assert "never leaves a hospital" in first
+    assert "not for" in first
+    assert len(BLOCKS[0].strip().splitlines()) == 5
+
+
+def test_every_make_target_shown_exists() -> None:
+    shown = {command[1] for command in COMMANDS if command[0] == "make"}
+    assert {"demo", "test"} <= shown <= set(TARGETS)
+
+
+def test_every_link_into_the_repository_leads_somewhere() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", TEXT) if "://" not in link]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return {**os.environ, "SOTTOVOCE_CACHE": str(tmp_path_factory.mktemp("cache")), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def corpus(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpora") / "voices"
+    run(environment, folder.parent, "corpus", "synthesize", folder, "--speakers", 12, "--per-emotion", 1)
+    return folder
+
+
+def run(environment: dict[str, str], place: Path, *arguments: object) -> str:
+    command = [sys.executable, "-m", "sottovoce", *map(str, arguments)]
+    done = subprocess.run(
+        command, env=environment, cwd=place, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_commands_for_a_folder_of_recordings_work_one_after_the_other(
+    environment: dict[str, str], corpus: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "simulations").symlink_to(ROOT / "simulations")
+    ours = [command[1:] for command in COMMANDS if command[0].endswith("sottovoce")]
+    on_any_corpus = [
+        command for command in ours if "DIR" in command and not any("ravdess" in word for word in command)
+    ]
+    assert [command[0] for command in on_any_corpus] == ["corpus", "study", "simulate", "simulate"]
+    for command in on_any_corpus:
+        if "my.toml" in command and command[0] == "simulate":  # the study as written, with fewer rounds
+            study = tmp_path / "my.toml"
+            study.write_text(study.read_text().replace("rounds = 30", "rounds = 2"))
+        run(environment, tmp_path, *(str(corpus) if word == "DIR" else word for word in command))
+    assert (tmp_path / "runs" / "my" / "report.html").exists()
+    assert (tmp_path / "runs" / "mine" / "report.html").exists()
+
+
+def test_help_of_every_command_shown_is_there(environment: dict[str, str], tmp_path: Path) -> None:
+    for command in COMMANDS:
+        if command[0].endswith("sottovoce"):
+            words = command[1 : 3 if command[1] in ("corpus", "study") else 2]
+            assert "Usage" in run(environment, tmp_path, *words, "--help")
