@@ -51,8 +51,8 @@ GUARD = 1e-4  # added to every figure, see below
 class PldAccountant:
     """The accountant that decides: PLD by dp-accounting, over the ledger's plain numbers.
 
-    The distributions are rounded upwards, their convolution by FFT is not: two grids differ by about 1e-6 either
-    way. A hundred times that is added, so that an auditor with a finer grid never finds more than was recorded.
+    The distributions are rounded upwards, their convolution by FFT is not: two grids differ by some 1e-6 either
+    way. Far more than that is added, so that an auditor with a finer grid never finds more than was recorded.
     """
 
     @property

@@ -36,7 +36,7 @@ N_LEDGERS, N_LARGE, N_GROUPS = 1000, 20, 200
 CHUNK = 250
 FINE_GRID = 1e-5
 WITHIN = 1e-3
-N_MECHANISMS = 40  # a fine distribution takes seconds to make, so ledgers share so many mechanisms
+N_MECHANISMS = 24  # a fine distribution takes seconds to make and 50 MB, so ledgers share so many mechanisms
 
 
 def measure(
@@ -221,7 +221,7 @@ def random_charges(seed: int, n_groups: tuple[int, int]) -> tuple[list[Charge], 
     for mechanism in mechanisms:
         numbers = stream(int(mechanism), "ledger mechanisms", n_groups[0])
         # Two hundred mechanisms together are to stay within an epsilon that a site would ever allow.
-        noise = float(numbers.uniform(0.8, 8.0)) if wanted <= 10 else float(numbers.uniform(4.0, 16.0))
+        noise = float(numbers.uniform(1.5, 10.0)) if wanted <= 10 else float(numbers.uniform(4.0, 16.0))
         sampling_prob = float(10 ** numbers.uniform(-2.5, -0.7)) if numbers.random() < 0.9 else 1.0
         for _ in range(int(draw.integers(1, 4))):
             charges.append(
