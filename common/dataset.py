@@ -13,7 +13,6 @@ Guarantees:
 
 import json
 import mmap
-import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from sottovoce.common.errors import RunError
 from sottovoce.common.feature_specs import FeatureStream, Frames
+from sottovoce.common.files import write_whole
 from sottovoce.common.study import Audio, Normalisation
 
 FORMAT = 1
@@ -161,7 +161,7 @@ class SiteData:
             "trains": [row.trains for row in table],
             "homes": [row.home or site for row in table],
         }
-        _write_atomically(folder / "index.json", json.dumps(index, ensure_ascii=True))
+        write_whole(folder / "index.json", json.dumps(index, ensure_ascii=True).encode())
         return SiteData.open(folder)
 
     @staticmethod
@@ -470,12 +470,3 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> Array:
     if array.shape != shape or array.dtype != np.float32:
         raise ValueError(f"{path.name} has shape {array.shape}, expected {shape}")
     return np.asarray(array)  # a plain view of the map: memmap's own indexing is slow
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    part = path.with_suffix(".part")
-    with part.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)

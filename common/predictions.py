@@ -13,13 +13,13 @@ Only for simulation on public corpora: a hospital's predictions never leave it.
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from sottovoce.common.errors import RunError
+from sottovoce.common.files import write_whole
 
 MAX_LINE_BYTES = 100_000
 LEAKS = " (random split, leaks)"  # how the name of an arm ends whose speakers are on both sides of the split
@@ -62,12 +62,7 @@ def log_probs_of(probs: Sequence[float], floor: float = 1e-12) -> tuple[float, .
 def write(path: Path, predictions: Iterable[Prediction]) -> None:
     """Writes a file in one canonical order, whole or not at all."""
     ordered = sorted(predictions, key=lambda row: (row.arm, row.seed, row.fold, row.utterance))
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(to_line(row) for row in ordered)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_whole(path, "".join(map(to_line, ordered)).encode())
 
 
 def read(path: Path, *, n_classes: int) -> list[Prediction]:

@@ -10,7 +10,6 @@ Guarantees:
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from sottovoce.common import config
 from sottovoce.common.errors import RunError
+from sottovoce.common.files import write_whole
 
 MAX_RUN_BYTES = 20_000_000
 MAX_LINE_BYTES = 1_000_000
@@ -136,12 +136,8 @@ class RoundFacts:
 
 def write_run(path: Path, facts: RunFacts) -> None:
     """Writes run.json, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(json.dumps(config.as_plain(facts), indent=1, sort_keys=True, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    text = json.dumps(config.as_plain(facts), indent=1, sort_keys=True, allow_nan=False) + "\n"
+    write_whole(path, text.encode())
 
 
 def read_run(path: Path) -> RunFacts:

@@ -8,13 +8,13 @@ Guarantees:
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from sottovoce.common import config
 from sottovoce.common.errors import RunError
+from sottovoce.common.files import write_whole
 from sottovoce.common.study import Share
 
 MAX_METRICS_BYTES = 100_000_000
@@ -178,12 +178,7 @@ class Summary:
 def write(path: Path, summary: Summary) -> None:
     """Writes metrics.json, whole or not at all. What does not exist is left out, never null or NaN."""
     text = json.dumps(config.as_plain(summary), indent=1, sort_keys=True, allow_nan=False) + "\n"
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_whole(path, text.encode())
 
 
 def read(path: Path) -> Summary:

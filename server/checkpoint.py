@@ -12,7 +12,6 @@ Nothing in it is unpickled.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from sottovoce.common.errors import RunError
+from sottovoce.common.files import write_whole
 from sottovoce.common.weights import Layout
 from sottovoce.common.weights import digest as weights_digest
 from sottovoce.server.strategies import ServerState, Vector, frozen
@@ -60,7 +60,8 @@ def save(path: Path, checkpoint: Checkpoint, layout: Layout, identity: Identity)
         "records": json.dumps(checkpoint.records, separators=(",", ":")),
     }
     metadata["sha256"] = _seal(metadata, tensors)
-    _write_atomically(path, to_bytes(tensors, metadata))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, to_bytes(tensors, metadata))
 
 
 def load(path: Path, layout: Layout, identity: Identity) -> Checkpoint:
@@ -114,18 +115,3 @@ def _seal(metadata: Mapping[str, str], tensors: Mapping[str, Vector]) -> str:
     text = json.dumps(metadata, sort_keys=True)
     ordered = {name: tensors[name] for name in sorted(tensors)}
     return hashlib.sha256(f"sottovoce/checkpoint/1\n{text}\n{weights_digest(ordered)}".encode()).hexdigest()
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")  # one name: what a crash left behind is written over
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # or the rename itself may be lost with the machine
-    finally:
-        os.close(folder)

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from sottovoce.common.config import as_plain, build
 from sottovoce.common.errors import RunError
+from sottovoce.common.files import write_whole
 from sottovoce.common.run_files import Machine, RunFacts, read_run
 from sottovoce.common.study import Study, loads
 
@@ -79,12 +80,7 @@ def locked(run: Path) -> Iterator[None]:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
-    part = path.with_name(path.name + ".partial")
-    with part.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    write_whole(path, text.encode())
 
 
 def write_local(run: Path, local: Local) -> None:

@@ -13,6 +13,8 @@ Guarantees:
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sottovoce.common.files import write_whole
+
 if TYPE_CHECKING:
     from rich.console import Group
 
@@ -27,9 +29,7 @@ def write_report(folder: Path) -> Path:
 
     html = render(read(folder))
     path = folder / "report.html"
-    partial = path.with_name("report.html.partial")
-    partial.write_bytes(html.encode("utf-8", errors="replace"))
-    partial.replace(path)
+    write_whole(path, html.encode("utf-8", errors="replace"))
     return path
 
 

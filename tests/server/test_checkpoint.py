@@ -99,7 +99,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
 
 
 def test_what_a_crash_left_beside_is_written_over(tmp_path: Path) -> None:
-    (tmp_path / "c.safetensors.part").write_bytes(b"half a file")
+    (tmp_path / "c.safetensors.partial").write_bytes(b"half a file")
     saved(tmp_path / "c.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["c.safetensors"]
 

@@ -1,0 +1,25 @@
+"""Files that are whole or are not there: the one way in which a run's files are written.
+
+Guarantees:
+  - A crash at any moment, `kill -9` included, leaves the old file or the new one: written beside, synchronised,
+    renamed, folder synchronised.
+  - What an earlier crash left behind is written over, so nothing gathers.
+"""
+
+import os
+from pathlib import Path
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file in one step that cannot be seen half done. Its folder must be there."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # or the rename itself may be lost with the machine
+    finally:
+        os.close(folder)
