@@ -77,6 +77,8 @@ class Verdict:
     attention: tuple[Finding, ...]
     pinned: bool
     n_seen: int
+    with_policy: bool
+    policy_given: bool
 
     @property
     def ok(self) -> bool:
@@ -103,8 +105,12 @@ class Verdict:
             return "not asked: no public key was given"
         if step == 8 and not self.n_seen:
             return "not asked: no checkpoint was given"
+        if step == 9 and not self.policy_given:
+            return "not asked: no policy was given"
+        if step in (7, 9) and reached is not None:
+            return f"not judged: the ledger breaks off at entry {self.n_entries}"
         # A line is refused at the first step that fails; later lines were not judged.
-        return "passed" if reached is None else f"passed up to entry {self.n_entries}"
+        return "passed" if reached is None else f"passed for the first {self.n_entries} entries"
 
 
 def verify(
@@ -129,11 +135,12 @@ def verify(
     if not reader.hashes and not findings:
         findings.append(Finding(step=1, where="entry 0", entry=0, what="expected a ledger; it is empty"))
     findings += _identity(reader, public_key)  # 6
-    if not findings:  # a ledger that breaks off has another head, and says so once
+    whole = not any(finding.step <= 5 for finding in findings)
+    if whole:  # a ledger that breaks off has another head, and says so once
         findings += _head(reader, head)  # 7
     for number, note in enumerate(seen):  # 8
         findings += _seen(reader, note, f"checkpoint {number}")
-    if policy is not None and not any(finding.step <= 5 for finding in findings):  # 9
+    if policy is not None and whole:  # 9
         findings += _policy(attention.policy_text, policy)
     return Verdict(
         n_entries=reader.state.size,
@@ -144,6 +151,7 @@ def verify(
         attention=attention.ordered(),  # 10
         pinned=public_key is not None,
         n_seen=len(seen),
+        policy_given=policy is not None,
     )
 
 

@@ -65,6 +65,20 @@ def test_steps_that_were_not_asked_say_so() -> None:
     results = {row["step"]: row["result"] for row in verdict.plain()["steps"]}
     assert results[6].startswith("not asked")
     assert results[8].startswith("not asked")
+    assert results[9].startswith("not asked")
+
+
+def test_a_step_that_was_not_judged_is_not_called_passed() -> None:
+    given = parts(lived_in())
+    broken = verify(**{**given, "ledger": given["ledger"][:-40]}).plain()
+    results = {row["step"]: row["result"] for row in broken["steps"]}
+    assert results[1] == "FAILED"
+    assert results[2].startswith("passed up to entry")
+    assert results[7].startswith("not judged")
+    assert results[9].startswith("not judged")
+    other_head = {**given, "public_key": "0" * 64, "head": "none"}
+    results = {row["step"]: row["result"] for row in verify(**other_head).plain()["steps"]}
+    assert (results[6], results[7]) == ("FAILED", "FAILED"), "a wrong key hides no wrong head"
 
 
 def test_every_single_mutation_is_found_at_its_entry() -> None:
