@@ -77,7 +77,6 @@ class Verdict:
     attention: tuple[Finding, ...]
     pinned: bool
     n_seen: int
-    with_policy: bool
     policy_given: bool
 
     @property
