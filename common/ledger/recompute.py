@@ -20,13 +20,14 @@ TOLERANCE = 1e-6  # the same program gives the same figure; another program is `
 
 
 @dataclass(frozen=True, kw_only=True)
-class Different:
-    """A recorded figure that is not the one computed again."""
+class Figure:
+    """A figure of an approval: as it was recorded, and as it is computed again."""
 
     entry: int
     what: str
     recorded: float | None
     recomputed: float
+    same: bool
 
 
 def recompute(entries: Sequence[Entry], accountant: Accountant, *, n_prefixes: int = 5) -> dict[str, Any]:
@@ -34,10 +35,10 @@ def recompute(entries: Sequence[Entry], accountant: Accountant, *, n_prefixes: i
 
     `n_prefixes` rounds of each study, evenly spread and the last among them, get a figure of their own.
     """
-    state, different = State(), list[Different]()
+    state, figures = State(), list[Figure]()
     for entry in entries:
         if isinstance(entry.body, Approval) and entry.body.mode != "none":
-            different += _decide_again(state, entry.index, entry.body, accountant)
+            figures += _decide_again(state, entry.index, entry.body, accountant)
         state.apply(entry.index, entry.body)
     rounds = _rounds(entries)
     return {
@@ -48,14 +49,13 @@ def recompute(entries: Sequence[Entry], accountant: Accountant, *, n_prefixes: i
             for index, grant in state.grants.items()
         ],
         "domains": [_domain(state, name, domain, accountant) for name, domain in state.domains.items()],
-        "different": [vars(item) for item in different],
-        "ok": not different,
+        "figures": [vars(figure) for figure in figures],
+        "different": [vars(figure) for figure in figures if not figure.same],
+        "ok": all(figure.same for figure in figures),
     }
 
 
-def _decide_again(
-    state: State, index: int, approval: Approval, accountant: Accountant
-) -> Iterable[Different]:
+def _decide_again(state: State, index: int, approval: Approval, accountant: Accountant) -> Iterable[Figure]:
     domain = state.domains[approval.domain]
     decision = decide(
         state.promised(approval.domain),
@@ -65,18 +65,17 @@ def _decide_again(
         first=not domain.grants,
         accountant=accountant,
     )
-    if not decision.allowed:
-        what = f"this study should have been denied: the cap was {domain.cap:g}"
-        yield Different(
-            entry=index, what=what, recorded=approval.domain_epsilon, recomputed=decision.domain_epsilon
-        )
     figures = (
         ("epsilon", approval.epsilon, accountant.epsilon(approval.charges, approval.delta)),
         ("domain_epsilon", approval.domain_epsilon, decision.domain_epsilon),
     )
     for what, recorded, recomputed in figures:
-        if recorded is None or not math.isclose(recorded, recomputed, abs_tol=TOLERANCE):
-            yield Different(entry=index, what=what, recorded=recorded, recomputed=recomputed)
+        same = recorded is not None and math.isclose(recorded, recomputed, abs_tol=TOLERANCE)
+        yield Figure(entry=index, what=what, recorded=recorded, recomputed=recomputed, same=same)
+    if not decision.allowed:
+        what = f"this study should have been denied: the cap was {domain.cap:g}"
+        recorded, recomputed = approval.domain_epsilon, decision.domain_epsilon
+        yield Figure(entry=index, what=what, recorded=recorded, recomputed=recomputed, same=False)
 
 
 def _study(
@@ -94,6 +93,7 @@ def _study(
         "unit": "patient",
         "adjacency": "add_or_remove_one",
         "delta": approval.delta,
+        "epsilon_recorded": approval.epsilon,
         "epsilon": accountant.epsilon(approval.charges, approval.delta) if private else None,
         "epsilon_spent": _epsilon(spent, approval.delta, accountant) if private else None,
         "epsilon_in_sites": _in_sites(approval, accountant) if private else {},
