@@ -71,7 +71,7 @@ def train(
         optimiser = Optimiser(spec, flat.values)
         for indices in epochs(len(data), spec, stream(seed, "epoch order", site, round)):
             batch = data.batch(indices).to(device)
-            losses = _losses(model(masks(batch), batch.lengths), batch.labels, spec)
+            losses = losses_of(model(masks(batch), batch.lengths), batch.labels, spec)
             flat.gradient.zero_()
             losses.mean().backward()  # type: ignore[no-untyped-call]
             if start is not None:
@@ -117,7 +117,8 @@ class _Masks:
         return batch.inputs | masked
 
 
-def _losses(logits: Tensor, labels: Tensor, spec: Training) -> Tensor:
+def losses_of(logits: Tensor, labels: Tensor, spec: Training) -> Tensor:
+    """Returns the loss of each utterance, (B,), as the study states it."""
     return per_example(
         logits,
         labels,

@@ -7,6 +7,9 @@ Guarantees:
     of its own, so that over many sites no fold is systematically the larger.
   - A named set gives exactly the published folds; a speaker that is not in it is an error, never a guess.
 
+`by_patient_hash` folds are not equal in size, and do not move when a patient comes or goes: what differential
+privacy compares is two data sets that differ by one patient, and dealt cards would differ by many.
+
 `by_speaker` folds change with the study's seed: five seeds vary the folds as well as the initial weights, so
 their spread includes the luck of the split. Named folds are the same for every seed.
 
@@ -25,7 +28,7 @@ import numpy.typing as npt
 
 from sottovoce.common.errors import CorpusError
 from sottovoce.common.streams import stream
-from sottovoce.common.study import NamedFolds, SpeakerFolds
+from sottovoce.common.study import Folds, HashFolds, NamedFolds
 
 # Actor numbers of RAVDESS. Luna-Jiménez et al. 2021 ("Multimodal emotion recognition on RAVDESS dataset using
 # transfer learning", subject-wise 5-CV) and EmoBox (Ma et al. 2024).
@@ -48,13 +51,15 @@ NAMED_FOLDS: dict[str, tuple[frozenset[int], ...]] = {
 }
 
 
-def n_folds(spec: SpeakerFolds | NamedFolds) -> int:
+def n_folds(spec: Folds) -> int:
     """Returns how many folds a study has."""
-    return spec.k if isinstance(spec, SpeakerFolds) else len(NAMED_FOLDS[spec.name])
+    return len(NAMED_FOLDS[spec.name]) if isinstance(spec, NamedFolds) else spec.k
 
 
-def fold_of(spec: SpeakerFolds | NamedFolds, seed: int, site: str, speakers: Sequence[str]) -> dict[str, int]:
+def fold_of(spec: Folds, seed: int, site: str, speakers: Sequence[str]) -> dict[str, int]:
     """Returns the fold in which each of a site's speakers is withheld, in sorted order of the speakers.
+
+    For `by_patient_hash` hand in patients: who they are decides, and nobody else does.
 
     Raises:
         CorpusError: a speaker is not in the named set.
@@ -62,6 +67,8 @@ def fold_of(spec: SpeakerFolds | NamedFolds, seed: int, site: str, speakers: Seq
     ordered = sorted(set(speakers))
     if isinstance(spec, NamedFolds):
         return {speaker: _named_fold(spec.name, speaker) for speaker in ordered}
+    if isinstance(spec, HashFolds):
+        return {patient: int(stream(seed, "fold", patient).integers(spec.k)) for patient in ordered}
     random = stream(seed, "folds", site)
     start = int(random.integers(spec.k))
     dealt = random.permutation(len(ordered)).tolist()

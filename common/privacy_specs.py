@@ -47,6 +47,13 @@ class LocalPrivacy:
     `n_patients_public` is an upper bound for every site; `expected_patients` counts units (patients or
     recordings). `max_sites_per_patient` is a promise about enrolment: figures for 1 to so many sites are printed.
     `seeded_noise` is for simulation: reproducible, and NOT PRIVATE.
+
+    A site that crashes in mid-round burns what it had reserved; `spare_rounds` more are reserved and priced, so that
+    it can go on. Evaluation counts leave a site only with `counts_noise_multiplier`: of each withheld patient at most
+    `counts_utterances` recordings are counted, in one release.
+
+    Noise goes to every trained parameter. `head` trains the last layers alone; `low_rank` trains them and adapters of
+    rank `rank` (Hu et al. 2021). Dropout is off in private steps: its coins would be public.
     """
 
     mode: Literal["local"]
@@ -64,6 +71,15 @@ class LocalPrivacy:
     small_population: bool = False
     max_sites_per_patient: Annotated[int, Interval(1, 50)] = 1
     seeded_noise: bool = False
+    spare_rounds: Annotated[int, Interval(0, 1000)] = 1
+    counts_noise_multiplier: Annotated[float, Interval(0.05, 1e5)] | None = None
+    counts_utterances: Annotated[int, Interval(1, 128)] = 8
+    trained: Literal["all", "head", "low_rank"] = "all"
+    rank: Annotated[int, Interval(1, 256)] = 4
+
+    def steps_in(self, rounds: int) -> int:
+        """How many private steps a study of so many rounds reserves: the spare rounds too."""
+        return (rounds + self.spare_rounds) * self.steps_per_round
 
     @property
     def n_units(self) -> int:
@@ -165,7 +181,7 @@ def _size_problems(spec: LocalPrivacy, rounds: int, n_sites: int) -> list[str]:
         found.append(
             f"privacy.grid: expected clip_norm / grid in [2^8, 2^26]; came {cells:g}. Leave it out for 2^20."
         )
-    if rounds * spec.steps_per_round > MAX_STEPS:
+    if spec.steps_in(rounds) > MAX_STEPS:
         found.append(f"privacy.steps_per_round: expected at most {MAX_STEPS:,} steps in all rounds together.")
     if spec.max_sites_per_patient > n_sites:
         found.append(

@@ -15,11 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from sottovoce.common import privacy_specs
 from sottovoce.common.config import Interval, build, canonical
 from sottovoce.common.errors import StudyError
 from sottovoce.common.feature_specs import FeatureStream, Frames
 from sottovoce.common.labels import EMOTIONS
+from sottovoce.common.ledger.entries import Purpose
+from sottovoce.common.ledger.terms import purpose_problem
 from sottovoce.common.model_specs import Fusion, ModelSpec
+from sottovoce.common.privacy_specs import LocalPrivacy, NoPrivacy, PrivacySpec
 
 FORMAT = 1
 ACTED = EMOTIONS[:-1]  # what the embedded corpus can act: all but "other"
@@ -222,17 +226,21 @@ class Federation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Privacy:
-    """`none` is research only, and every artefact says NOT PRIVATE."""
+class SpeakerFolds:
+    """k folds of nearly equal size; each site deals its own speakers, without asking anybody. Mode `none` only:
 
-    mode: Literal["none", "local", "distributed"]
+    a patient more would move others to other folds, and so change more than the one patient's share.
+    """
+
+    kind: Literal["by_speaker"]
+    k: Annotated[int, Interval(2, 50)] = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeakerFolds:
-    """k folds; each site deals its own speakers, so that a hospital can do it without asking anybody."""
+class HashFolds:
+    """k folds; a patient's fold follows from that patient's own id alone. Sizes vary as coins do."""
 
-    kind: Literal["by_speaker"]
+    kind: Literal["by_patient_hash"]
     k: Annotated[int, Interval(2, 50)] = 5
 
 
@@ -244,11 +252,14 @@ class NamedFolds:
     name: Literal["ravdess-luna-jimenez", "ravdess-emobox"]
 
 
+Folds = SpeakerFolds | HashFolds | NamedFolds
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Speaker-independent evaluation. `random_split_that_leaks` adds a column that nobody should quote."""
 
-    folds: SpeakerFolds | NamedFolds
+    folds: Folds
     only_folds: tuple[Annotated[int, Interval(0, 49)], ...] | None = None
     seeds: Annotated[tuple[int, ...], Interval(1, 100)] = (0,)
     every_rounds: Annotated[int, Interval(1, 100_000)] = 10
@@ -264,7 +275,7 @@ class Study:
 
     format: Literal[1]
     name: Name
-    purpose: Literal["research", "medical", "safety", "workplace", "education"]
+    purpose: Purpose
     corpora: Annotated[tuple[CorpusSpec, ...], Interval(1, 20)]
     labels: Labels
     streams: Annotated[tuple[FeatureStream, ...], Interval(1, 8)]
@@ -272,10 +283,16 @@ class Study:
     model: ModelSpec
     training: Training
     federation: Federation
-    privacy: Privacy
+    privacy: PrivacySpec
     evaluation: Evaluation
     audio: Audio = field(default_factory=Audio)
     frames: Frames = field(default_factory=Frames)
+    purpose_reference: Annotated[str, Interval(1, 300)] | None = None
+
+    @property
+    def n_evaluations(self) -> int:
+        """How often a run asks sites for counts of their withheld speakers: every so many rounds, and at the end."""
+        return -(-self.federation.rounds // self.evaluation.every_rounds)
 
     def digest(self) -> str:
         """Returns the SHA-256 of the study's canonical text, as 64 hexadecimal digits."""
@@ -438,7 +455,7 @@ def _federation_problems(study: Study) -> list[str]:
         )
     if twice := _twice([corpus.name for corpus in study.corpora]):
         problems.append(f"corpora: expected different names; twice: {', '.join(sorted(twice))}.")
-    if isinstance(study.evaluation.folds, SpeakerFolds) and study.evaluation.only_folds:
+    if isinstance(study.evaluation.folds, SpeakerFolds | HashFolds) and study.evaluation.only_folds:
         beyond = [fold for fold in study.evaluation.only_folds if fold >= study.evaluation.folds.k]
         if beyond:
             problems.append(
@@ -448,12 +465,36 @@ def _federation_problems(study: Study) -> list[str]:
 
 
 def _privacy_problems(study: Study) -> list[str]:
-    if study.privacy.mode == "none":
-        return []
-    return [
-        f"privacy.mode: {study.privacy.mode!r} cannot be run by this version; "
-        "expected 'none' (research only, NOT PRIVATE)."
-    ]
+    spec, federation = study.privacy, study.federation
+    problem = purpose_problem(study.purpose, study.purpose_reference)
+    found = [problem] if problem else []
+    found += privacy_specs.problems(spec, rounds=federation.rounds, n_sites=federation.n_sites)
+    return found if isinstance(spec, NoPrivacy) else [*found, *_cross_influence_problems(study, spec)]
+
+
+def _cross_influence_problems(study: Study, spec: LocalPrivacy) -> list[str]:
+    """What would let one patient change more than that patient's own clipped share."""
+    found = []
+    if isinstance(study.evaluation.folds, SpeakerFolds):
+        found.append(
+            "evaluation.folds: expected kind 'by_patient_hash' or 'named' in a private mode; with 'by_speaker' one "
+            "patient more moves others to other folds."
+        )
+    if study.evaluation.random_split_that_leaks:
+        found.append("evaluation.random_split_that_leaks: expected false in a private mode.")
+    if study.training.augmentation != Augmentation():
+        found.append("training.augmentation: expected none in a private mode.")
+    if study.training.local_epochs != 1:
+        found.append(
+            f"training.local_epochs: expected 1 in a private mode, where privacy.steps_per_round decides; "
+            f"came {study.training.local_epochs}."
+        )
+    if study.normalisation.scheme == "speaker" and spec.unit == "utterance":
+        found.append(
+            "normalisation.scheme: expected 'constants' or 'utterance' where the unit is the utterance; by 'speaker' "
+            "each recording is changed by the patient's others."
+        )
+    return found
 
 
 def _twice(names: tuple[str, ...] | list[str]) -> set[str]:

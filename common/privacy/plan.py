@@ -29,6 +29,8 @@ from sottovoce.common.privacy.source import Source
 from sottovoce.common.privacy.stages import SIMULATED, NoisySum, PatientGradients, PrivateUpdate
 from sottovoce.common.privacy_specs import USUAL_DELTA, LocalPrivacy, largest_delta, weaknesses
 
+COUNT_STEP = 2.0**-10  # of a recording: noise on counts is finer than the counts are
+
 
 @dataclass(frozen=True, kw_only=True)
 class Guarantee:
@@ -138,23 +140,65 @@ def after_steps(values: np.ndarray, steps: Sequence[PrivateUpdate]) -> PrivateUp
     )
 
 
-def events(spec: LocalPrivacy, rounds: int) -> list[Event]:
-    """Returns what the ledger records for so many rounds."""
+def events(spec: LocalPrivacy, rounds: int, *, n_counts: int = 0) -> list[Event]:
+    """Returns what the ledger records for so many rounds and releases of evaluation counts.
+
+    Spare rounds are among them. A patient is withheld or trained on, so counts and updates never meet in one
+    run; they are added up all the same, because the budget is of all patients and of all runs.
+    """
+    return [training_event(spec, spec.steps_in(rounds)), *counts_events(spec, n_counts)]
+
+
+def training_event(spec: LocalPrivacy, steps: int) -> Event:
+    """Returns so many private steps as the accountant's event."""
+    return Event(
+        noise_multiplier=spec.noise_multiplier,
+        sampling_prob=spec.sampling_prob,
+        steps=steps,
+        cap=spec.draw_cap,
+        n_patients=spec.n_patients_public,
+        records_per_patient=spec.records_per_patient,
+    )
+
+
+def counts_events(spec: LocalPrivacy, n_counts: int) -> list[Event]:
+    """Returns so many releases of evaluation counts as an event; none where the study pays for none."""
+    if spec.counts_noise_multiplier is None or n_counts == 0:
+        return []
     return [
         Event(
-            noise_multiplier=spec.noise_multiplier,
-            sampling_prob=spec.sampling_prob,
-            steps=rounds * spec.steps_per_round,
-            cap=spec.draw_cap,
+            noise_multiplier=spec.counts_noise_multiplier,
+            sampling_prob=1.0,
+            steps=n_counts,
+            cap=None,
             n_patients=spec.n_patients_public,
-            records_per_patient=spec.records_per_patient,
         )
     ]
 
 
-def cost(spec: LocalPrivacy, rounds: int) -> Cost:
+def release_counts(contributions: PatientGradients, spec: LocalPrivacy, source: Source) -> Indices:
+    """Makes evaluation counts private: one row of contributions for each withheld patient, in whole recordings.
+
+    A patient's row is clipped to norm `counts_utterances`: that many recordings in one cell, the worst case.
+    Returns noisy counts, rounded to whole recordings, as int64: they may be negative.
+
+    Raises:
+        PrivacyError: the study pays for no counts, or the source is not the spec's.
+    """
+    _check_source(spec, source)
+    if spec.counts_noise_multiplier is None:
+        raise PrivacyError(
+            "This study pays for no evaluation counts: privacy.counts_noise_multiplier is missing."
+        )
+    total = quantised_sum(clip(contributions, float(spec.counts_utterances)), COUNT_STEP)
+    noisy = add_noise(total, spec.counts_noise_multiplier, source)
+    counts: Indices = np.rint(noisy.values * noisy.grid_step).astype(np.int64)
+    return counts
+
+
+def cost(spec: LocalPrivacy, rounds: int, *, n_counts: int = 0) -> Cost:
     """Returns what the study costs each patient, with everything that is printed beside the figure."""
-    all_events, delta = events(spec, rounds), spec.delta
+    all_events, delta = events(spec, rounds, n_counts=n_counts), spec.delta
     by_sites = tuple(
         accountant.epsilon(accountant.in_sites(all_events, k), delta)
         for k in range(1, spec.max_sites_per_patient + 1)
@@ -180,6 +224,7 @@ def plan_tables(
     spec: LocalPrivacy,
     rounds: int,
     *,
+    n_counts: int = 0,
     target_epsilon: float | None = None,
     spent: Sequence[Event] = (),
     cap: float | None = None,
@@ -191,14 +236,16 @@ def plan_tables(
     fewer patients took part, with the same expected draw and the delta that their number calls for.
     """
     return {
-        "study": _study_table(spec, rounds, cost(spec, rounds)),
-        "noise": _noise_table(spec, rounds, [target_epsilon] if target_epsilon else [1.0, 3.0, 8.0]),
+        "study": _study_table(spec, rounds, cost(spec, rounds, n_counts=n_counts)),
+        "noise": _noise_table(
+            spec, rounds, n_counts, [target_epsilon] if target_epsilon else [1.0, 3.0, 8.0]
+        ),
         "rounds_left": None if cap is None else _rounds_left(spec, spent, cap),
         "deltas": [
             {"delta": delta, "epsilon": epsilon}
-            for delta, epsilon in accountant.curve(events(spec, rounds), _deltas(spec))
+            for delta, epsilon in accountant.curve(events(spec, rounds, n_counts=n_counts), _deltas(spec))
         ],
-        "patients": [_with_patients(spec, rounds, factor) for factor in (0.25, 0.5, 1.0, 2.0, 4.0)],
+        "patients": [_with_patients(spec, rounds, n_counts, factor) for factor in (0.25, 0.5, 1.0, 2.0, 4.0)],
     }
 
 
@@ -230,7 +277,9 @@ def _study_table(spec: LocalPrivacy, rounds: int, figures: Cost) -> dict[str, An
         "sentence": figures.sentence(),
         "unit": spec.unit,
         "rounds": rounds,
-        "steps": rounds * spec.steps_per_round,
+        "steps": spec.steps_in(rounds),
+        "spare_rounds": spec.spare_rounds,
+        "evaluation_counts": [vars(event) for event in figures.events[1:]],
         "noise_multiplier": spec.noise_multiplier,
         "sampling_prob": spec.sampling_prob,
         "draw_cap": spec.draw_cap,
@@ -250,13 +299,13 @@ def _study_table(spec: LocalPrivacy, rounds: int, figures: Cost) -> dict[str, An
 
 
 def _noise_table(
-    spec: LocalPrivacy, rounds: int, targets: Sequence[float]
+    spec: LocalPrivacy, rounds: int, n_counts: int, targets: Sequence[float]
 ) -> list[Mapping[str, float | None]]:
-    (event,) = events(spec, rounds)
+    event, counts = training_event(spec, spec.steps_in(rounds)), counts_events(spec, n_counts)
     rows: list[Mapping[str, float | None]] = []
     for target in targets:
         try:
-            noise: float | None = accountant.noise_for(target, spec.delta, event)
+            noise: float | None = accountant.noise_for(target, spec.delta, event, spent=counts)
         except PrivacyError:
             noise = None  # no noise reaches it: an answer, printed as such
         rows.append({"epsilon": target, "noise_multiplier": noise})
@@ -264,7 +313,7 @@ def _noise_table(
 
 
 def _rounds_left(spec: LocalPrivacy, spent: Sequence[Event], cap: float) -> dict[str, float]:
-    (event,) = events(spec, 1)
+    event = training_event(spec, 1)
     steps = accountant.steps_left(cap, spec.delta, event, spent=spent)
     return {"cap": cap, "rounds": steps // spec.steps_per_round, "steps": steps}
 
@@ -276,7 +325,7 @@ def _deltas(spec: LocalPrivacy) -> list[float]:
     )
 
 
-def _with_patients(spec: LocalPrivacy, rounds: int, factor: float) -> dict[str, float]:
+def _with_patients(spec: LocalPrivacy, rounds: int, n_counts: int, factor: float) -> dict[str, float]:
     n_patients = max(2, round(spec.n_patients_public * factor))
     # Just below N^-1.1, by 1 %: the rule asks for less, not for equal.
     delta = min(spec.delta, 0.99 * largest_delta(n_patients))
@@ -291,5 +340,5 @@ def _with_patients(spec: LocalPrivacy, rounds: int, factor: float) -> dict[str, 
         "n_patients": n_patients,
         "sampling_prob": other.sampling_prob,
         "delta": delta,
-        "epsilon": accountant.epsilon(events(other, rounds), delta),
+        "epsilon": accountant.epsilon(events(other, rounds, n_counts=n_counts), delta),
     }

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from sottovoce.common.errors import StudyError
+from sottovoce.common.privacy_specs import LocalPrivacy
 from sottovoce.common.study import MAX_STUDY_BYTES, Execution, Study, load, loads
 
 SCENARIOS = sorted((Path(__file__).parents[2] / "simulations" / "scenarios").glob("*.toml"))
@@ -59,13 +60,52 @@ def test_what_changes_only_speed_is_not_part_of_a_study() -> None:
 
 def test_privacy_mode_is_required() -> None:
     (problem,) = problems_of(GOOD.replace('privacy = { mode = "none" }', "privacy = {}"))
-    assert problem.startswith("privacy.mode: missing; expected one of none, local, distributed")
+    assert problem.startswith("privacy.mode: expected one of none, local; came nothing.")
 
 
-@pytest.mark.parametrize("mode", ["local", "distributed"])
-def test_a_private_mode_that_cannot_run_yet_is_one_clear_error(mode: str) -> None:
-    (problem,) = problems_of(GOOD.replace('"none"', f'"{mode}"'))
-    assert problem.startswith(f"privacy.mode: {mode!r} cannot be run by this version; expected 'none'")
+def test_a_mode_that_cannot_run_yet_is_one_clear_error() -> None:
+    (problem,) = problems_of(GOOD.replace('"none"', '"distributed"'))
+    assert problem == "privacy.mode: expected one of none, local; came 'distributed'."
+
+
+LOCAL = """{ mode = "local", clip_norm = 1.0, noise_multiplier = 1.0, sampling_prob = 0.1, n_patients_public = 2000, \
+expected_patients = 200.0, steps_per_round = 10, delta = 1e-5 }"""
+PRIVATE = GOOD.replace('{ mode = "none" }', LOCAL).replace('"by_speaker"', '"by_patient_hash"')
+
+
+def test_a_private_study_is_read_with_all_of_its_constants() -> None:
+    spec = loads(PRIVATE).privacy
+    assert isinstance(spec, LocalPrivacy)
+    assert (spec.clip_norm, spec.steps_per_round, spec.spare_rounds) == (1.0, 10, 1)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('"by_patient_hash"', '"by_speaker"', "evaluation.folds: expected kind 'by_patient_hash' or 'named'"),
+        ("delta = 1e-5", "delta = 1e-3", "privacy.delta: expected less than n_patients_public^-1.1"),
+        (
+            "clip_norm = 1.0,",
+            'clip_norm = 1.0, unit = "utterance",',
+            "normalisation.scheme: expected 'constants'",
+        ),
+        ("0.001 }", "0.001, local_epochs = 3 }", "training.local_epochs: expected 1 in a private mode"),
+        ("0.001 }", "0.001, augmentation = { copies = 1 } }", "training.augmentation: expected none"),
+        ('purpose = "research"', 'purpose = "workplace"', "purpose: 'workplace' is prohibited"),
+    ],
+)
+def test_a_private_study_that_lets_one_patient_change_more_is_refused(
+    old: str, new: str, expected: str
+) -> None:
+    assert old in PRIVATE
+    assert [p for p in problems_of(PRIVATE.replace(old, new)) if p.startswith(expected)]
+
+
+def test_a_banned_purpose_with_a_medical_reference_is_read() -> None:
+    text = GOOD.replace(
+        'purpose = "research"', 'purpose = "workplace"\npurpose_reference = "medical: CE 0123"'
+    )
+    assert loads(text).purpose_reference == "medical: CE 0123"
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ def a_spec(**changes: Any) -> LocalPrivacy:
         "expected_patients": 62.5,
         "steps_per_round": 16,
         "delta": 1e-5,
+        "spare_rounds": 0,
     }
     return LocalPrivacy(**(fields | changes))
 

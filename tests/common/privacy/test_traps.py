@@ -134,4 +134,4 @@ def test_t18_taking_part_in_fewer_rounds_amplifies_nothing() -> None:
     (event,) = events(a_spec(), 20)
     assert event.sampling_prob == a_spec().sampling_prob
     # Who takes part is visible to the server: neither the number of sites nor their cohort is an argument.
-    assert list(inspect.signature(events).parameters) == ["spec", "rounds"]
+    assert list(inspect.signature(events).parameters) == ["spec", "rounds", "n_counts"]
