@@ -2,16 +2,21 @@
 
 A node finds its data and study in its own configuration, `site-folder` and `study-file`; or, where nodes have
 none (Flower's simulation), in the run's: `sites-folder`, of whose subfolders, in order of name, it takes the
-one that `partition-id` counts to from 0.
+one that `partition-id` counts to from 0. In a private mode it works through its ledger, `ledger-folder` (or the
+folder of the site's name in the run's `ledgers-folder`), and refuses where there is none.
 
 Guarantees:
   - Equal messages to equal sites give equal replies, to the bit, in whatever process and in whatever order.
   - The speakers whom a fold withholds are worked out here, are never trained on, and are never sent.
   - A reply holds weights and counts; never a feature, a label, a key or a name other than the site's.
+  - In a private mode a reply holds released bytes, a public number of steps and a signed checkpoint; nothing else.
+  - Nothing in a message can turn privacy off: only the site's own configuration, `without-privacy`, for the twins of
+    a simulation, and not at a site that has a ledger.
   - What is cached in a process (opened sites without their pages, one model) is bounded.
 """
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,16 +28,19 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from sottovoce.client.evaluate import confusion
+from sottovoce.client.releases import Called, release_confusion, release_update
+from sottovoce.client.site_ledger import Released
 from sottovoce.client.train import TrainResult
 from sottovoce.client.train import train as train_locally
 from sottovoce.common import models
 from sottovoce.common import study as studies
 from sottovoce.common.dataset import SiteData
-from sottovoce.common.errors import RunError
+from sottovoce.common.errors import PrivacyError, RunError
 from sottovoce.common.flower import array_record, read_weights
 from sottovoce.common.folds import fold_of, leaking_random_fold, n_folds
+from sottovoce.common.privacy_specs import LocalPrivacy, NoPrivacy
 from sottovoce.common.study import HashFolds, Study
-from sottovoce.common.weights import ModelWeights
+from sottovoce.common.weights import Array, Layout, ModelWeights, digest
 
 CACHE_SITES = 128  # each holds a file descriptor, of which a process has about a thousand
 
@@ -45,7 +53,10 @@ def train(message: Message, context: Context) -> Message:
     visit = _visit(message, context)
     allowed = visit.data.trains & ~visit.withheld
     data = visit.data if allowed.all() else visit.data.select(allowed)
-    visit.weights.write(read_weights(_arrays(message)))
+    sent = read_weights(_arrays(message))
+    visit.weights.write(sent)
+    if visit.private:
+        return _private_training(message, context, visit, data, sent)
     result = _train(visit, data)
     visit.data.release()
     metrics = MetricRecord({"loss": result.loss, "n-examples": result.n_examples, "n-steps": result.n_steps})
@@ -55,10 +66,17 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Counts (truth, predicted) over the speakers who are withheld, as one flat list."""
+    """Counts (truth, predicted) over the speakers who are withheld, as one flat list; noised in a private mode."""
     visit = _visit(message, context)
-    visit.weights.write(read_weights(_arrays(message)))
+    sent = read_weights(_arrays(message))
+    visit.weights.write(sent)
     data = visit.data.select(visit.withheld).originals()
+    if visit.private:
+        called, folder = _called(visit, sent), _ledger_folder(context, data.site)
+        released = release_confusion(folder, visit.study, visit.model, data, called, device=visit.device)
+        visit.data.release()
+        counts = np.frombuffer(released.data, "<i8")
+        return _private_reply(message, {}, {"confusion": counts.tolist()}, released)
     counts = confusion(visit.model, data, len(visit.study.labels.classes), visit.device)
     visit.data.release()
     metrics = MetricRecord({"confusion": counts.reshape(-1).tolist()})
@@ -72,6 +90,40 @@ def query(message: Message, context: Context) -> Message:
     return Message(RecordDict({"config": name}), reply_to=message)
 
 
+def _private_training(
+    message: Message, context: Context, visit: "_Visit", data: SiteData, sent: Mapping[str, Array]
+) -> Message:
+    released = release_update(
+        _ledger_folder(context, data.site),
+        visit.study,
+        visit.model,
+        data,
+        _called(visit, sent),
+        proximal_mu=visit.proximal_mu,
+        device=visit.device,
+    )
+    visit.data.release()
+    layout = Layout.of(sent)
+    weights = layout.unflatten(np.frombuffer(released.data, "<f4").astype(np.float32))
+    steps = visit.study.privacy.steps_per_round if isinstance(visit.study.privacy, LocalPrivacy) else 0
+    return _private_reply(message, weights, {"n-steps": steps}, released)
+
+
+def _private_reply(
+    message: Message, weights: Mapping[str, Array], metrics: Mapping[str, int | list[int]], released: Released
+) -> Message:
+    content = RecordDict(
+        {"metrics": MetricRecord(dict(metrics)), "ledger": ConfigRecord({"checkpoint": released.checkpoint})}
+    )
+    if weights:
+        content["arrays"] = array_record(weights)
+    return Message(content, reply_to=message)
+
+
+def _called(visit: "_Visit", sent: Mapping[str, Array]) -> Called:
+    return Called(seed=visit.seed, fold=visit.fold, round=visit.round, model=digest(sent))
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Visit:
     """One message's view of this process: what to do, with which data and model."""
@@ -81,7 +133,9 @@ class _Visit:
     withheld: npt.NDArray[np.bool_]
     model: nn.Module
     weights: ModelWeights
+    private: bool
     seed: int
+    fold: int
     round: int
     rounds: int
     proximal_mu: float
@@ -95,8 +149,13 @@ def _visit(message: Message, context: Context) -> _Visit:
     seed, fold = int(config["seed"]), int(config["fold"])  # type: ignore[arg-type]
     device = str(context.node_config.get("device", context.run_config.get("device", "cpu")))
     model, weights = _model(_setting(context, "study-file"), tuple(data.widths.items()), device)
+    private = not isinstance(study.privacy, NoPrivacy) and not _is_twin(context)
     leaks = bool(config.get("leaking-split", False))
+    if leaks and private:
+        raise PrivacyError("Expected no split by recording in a private mode; the message asks for one.")
     return _Visit(
+        private=private,
+        fold=fold,
         study=study,
         data=data,
         withheld=withheld(data, study, seed=seed, fold=fold, leaking_split=leaks),
@@ -174,6 +233,21 @@ def _site_folder(context: Context) -> str:
     if not 0 <= number < len(folders):
         raise RunError(f"Expected a partition-id below {len(folders)}, the number of sites; came {number}.")
     return str(folders[number])
+
+
+def _is_twin(context: Context) -> bool:
+    """Says whether this node is a twin in a simulation. The node's own word: a run's configuration is not asked."""
+    if not context.node_config.get("without-privacy", False):
+        return False
+    if "ledger-folder" in context.node_config:
+        raise RunError("Expected 'without-privacy' or 'ledger-folder' in a node's configuration; came both.")
+    return True
+
+
+def _ledger_folder(context: Context, site: str) -> Path:
+    if "ledger-folder" not in context.node_config and "ledgers-folder" in context.run_config:
+        return Path(_setting(context, "ledgers-folder")) / site
+    return Path(_setting(context, "ledger-folder"))
 
 
 @lru_cache(maxsize=4)

@@ -49,7 +49,8 @@ VERSION = "1.41.0"
 FLOAT32 = np.dtype(np.float32)
 FOREVER_SECONDS = 1e9
 POLL_SECONDS = 0.02  # on Flower's own grids, which cannot be waited on; they themselves sleep 0.1 s or 3 s
-ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
+ARRAYS, METRICS, CONFIG, LEDGER = "arrays", "metrics", "config", "ledger"
+MAX_CHECKPOINT_CHARS = 1000
 
 Scalar = str | int | float | bool
 Metric = int | float | list[int] | list[float]
@@ -197,6 +198,7 @@ class Reply:
     error: str | None = None
     arrays: Mapping[str, Array] = field(default_factory=dict)
     metrics: Mapping[str, Metric] = field(default_factory=dict)
+    checkpoint: str | None = None
     surplus: tuple[str, ...] = ()
     n_bytes: int = 0
 
@@ -215,15 +217,26 @@ def reply_of(message: Message) -> Reply:
     if message.has_error():
         return Reply(node_id=node_id, group=group, error=message.error.reason or f"code {message.error.code}")
     content = message.content
-    arrays, metrics = content.get(ARRAYS), content.get(METRICS)
+    arrays, metrics, checkpoint = content.get(ARRAYS), content.get(METRICS), _checkpoint(content)
+    known = {ARRAYS, METRICS} if checkpoint is None else {ARRAYS, METRICS, LEDGER}
     return Reply(
         node_id=node_id,
         group=group,
         arrays=dict(arrays.items()) if isinstance(arrays, ArrayRecord) else {},
         metrics=cast(Mapping[str, Metric], metrics) if isinstance(metrics, MetricRecord) else {},
-        surplus=tuple(sorted(content.keys() - {ARRAYS, METRICS})),
+        checkpoint=checkpoint,
+        surplus=tuple(sorted(content.keys() - known)),
         n_bytes=_n_bytes(arrays) if isinstance(arrays, ArrayRecord) else 0,
     )
+
+
+def _checkpoint(content: RecordDict) -> str | None:
+    """Returns the signed checkpoint of a site's ledger, if the record holds that and nothing else."""
+    record = content.get(LEDGER)
+    if not isinstance(record, ConfigRecord) or list(record) != ["checkpoint"]:
+        return None
+    note = record["checkpoint"]
+    return note if isinstance(note, str) and len(note) <= MAX_CHECKPOINT_CHARS else None
 
 
 def _n_bytes(arrays: Mapping[str, Array]) -> int:

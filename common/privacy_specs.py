@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 from sottovoce.common.config import Interval
 
+NOT_PRIVATE = "NOT PRIVATE"  # the stamp of mode `none`
 USUAL_DELTA = 1e-5
 FEW_PATIENTS = 1000  # below, the word "strong" is never earned
 GRID_CELLS = 2**20  # a clipping norm in grid steps, by default

@@ -21,6 +21,7 @@ from sottovoce.common import folds, metrics, predictions
 from sottovoce.common.errors import RunError
 from sottovoce.common.metrics import Counts, Floats
 from sottovoce.common.predictions import Prediction
+from sottovoce.common.privacy_specs import NOT_PRIVATE
 from sottovoce.common.study import NamedFolds, Study
 from sottovoce.common.summary import (
     Arm,
@@ -48,12 +49,15 @@ WARNING = (
 )
 
 
-def summarise(rows: Sequence[Prediction], study: Study) -> Summary:
-    """Computes every figure of a run.
+def summarise(rows: Sequence[Prediction], study: Study, *, stamp: str = NOT_PRIVATE) -> Summary:
+    """Computes every figure of a run. `stamp` is what `privacy.plan.stamp` says of the study.
 
     Raises:
+        ValueError: the study is private and the stamp does not say of what kind.
         RunError: there are no predictions from withheld speakers, or they contradict each other.
     """
+    if (study.privacy.mode == "none") != (stamp == NOT_PRIVATE):
+        raise ValueError(f"Expected the stamp of a study of mode {study.privacy.mode!r}; came {stamp!r}.")
     predictions.check(rows)
     names = study.labels.classes
     if any(len(row.log_probs) != len(names) for row in rows):
@@ -70,7 +74,7 @@ def summarise(rows: Sequence[Prediction], study: Study) -> Summary:
         schema=1,
         study=study.name,
         study_digest=study.digest(),
-        privacy="NOT PRIVATE" if study.privacy.mode == "none" else study.privacy.mode,
+        privacy=stamp,
         classes=names,
         chance_uar=1.0 / honest[headline].n_classes_in_truth,
         protocol=_protocol(study),

@@ -10,12 +10,14 @@ The checks, in order (the code has the same numbers):
 
   1. the reply is no error
   2. it answers this round and this attempt
-  3. it carries one record of arrays and one of metrics, and nothing else
+  3. it carries one record of arrays and one of metrics, and nothing else; in a private mode also the signed
+     checkpoint of the site's ledger
   4. the tensors have exactly the model's names
   5. each has exactly the model's dtype and shape
   6. all numbers are finite
   7. the norm of the update (weights returned minus weights sent) is within the study's bound
-  8. the metrics are exactly loss (finite), n-examples and n-steps (counts)
+  8. the metrics are exactly loss (finite), n-examples and n-steps (counts); in a private mode n-steps alone: a site
+     that says more has broken its own promise, and what it says is not used
 
 That a site answers once is not checked here: `flower.exchange` takes one reply for each message, and each
 site is sent one. That a reply comes from the site that was asked is `GridExchange`'s, which knows the nodes.
@@ -44,10 +46,11 @@ class Update:
 
     site: str
     difference: Difference
-    loss: float
+    loss: float | None
     n_examples: int
     n_steps: int
     n_bytes: int
+    checkpoint: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,7 @@ class Contract:
     layout: Layout
     sent: Vector
     max_update_norm: float
+    private: bool = False
 
     def check(self, site: str, reply: Reply) -> Update:
         """Returns the update.
@@ -66,8 +70,7 @@ class Contract:
             UpdateRefused: with the first check that failed.
         """
         answers(self.group, reply)  # 1, 2
-        if reply.surplus:  # 3
-            raise UpdateRefused(f"expected the records arrays and metrics; came also {_names(reply.surplus)}")
+        check_records(reply, private=self.private)  # 3
         if reply.arrays.keys() != set(self.layout.names):  # 4
             raise UpdateRefused(_key_problem(self.layout, reply))
         difference = self._difference(reply)  # 5
@@ -78,7 +81,9 @@ class Contract:
             raise UpdateRefused(
                 f"expected an update of norm at most {self.max_update_norm:g}; came {norm:.3g}"
             )
-        loss, n_examples, n_steps = _training_metrics(reply.metrics)  # 8
+        loss, n_examples, n_steps = (_private_metrics if self.private else _training_metrics)(
+            reply.metrics
+        )  # 8
         return Update(
             site=site,
             difference=difference,
@@ -86,6 +91,7 @@ class Contract:
             n_examples=n_examples,
             n_steps=n_steps,
             n_bytes=reply.n_bytes,
+            checkpoint=reply.checkpoint,
         )
 
     @cached_property
@@ -112,19 +118,30 @@ def answers(group: str, reply: Reply) -> None:
         raise UpdateRefused(f"expected an answer to {group}; came one to {reply.group[:40]!r}")
 
 
+def check_records(reply: Reply, *, private: bool) -> None:
+    """Checks that a reply carries what its mode asks for and nothing else. Raises: UpdateRefused."""
+    surplus = [*reply.surplus, *(["ledger"] if reply.checkpoint is not None and not private else [])]
+    if surplus:
+        raise UpdateRefused(f"expected the records arrays and metrics; came also {_names(surplus)}")
+    if private and reply.checkpoint is None:
+        raise UpdateRefused("expected the signed checkpoint of the site's ledger; came none")
+
+
 def confusion_counts(
-    group: str, reply: Reply, n_classes: int
+    group: str, reply: Reply, n_classes: int, *, private: bool = False
 ) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
-    """Returns the counts (truth, predicted) of an evaluation reply.
+    """Returns the counts (truth, predicted) of an evaluation reply; noised ones may be below zero.
 
     Raises:
         UpdateRefused: the reply is anything but n_classes^2 counts.
     """
     answers(group, reply)
     counts = reply.metrics.get("confusion")
-    if set(reply.metrics) != {"confusion"} or reply.arrays or reply.surplus:
+    check_records(reply, private=private)
+    if set(reply.metrics) != {"confusion"} or reply.arrays:
         raise UpdateRefused("expected confusion counts and nothing else")
-    if not isinstance(counts, list) or len(counts) != n_classes**2 or not all(map(_is_count, counts)):
+    is_count = _is_noised if private else _is_count
+    if not isinstance(counts, list) or len(counts) != n_classes**2 or not all(map(is_count, counts)):
         raise UpdateRefused(f"expected {n_classes**2} confusion counts; came others")
     return np.asarray(counts, np.int64).reshape(n_classes, n_classes)
 
@@ -140,6 +157,18 @@ def _training_metrics(metrics: Mapping[str, Metric]) -> tuple[float, int, int]:
     if not _is_count(n_examples) or not _is_count(n_steps):
         raise UpdateRefused("expected counts of examples and steps; came others")
     return loss, int(n_examples), int(n_steps)  # type: ignore[arg-type]
+
+
+def _private_metrics(metrics: Mapping[str, Metric]) -> tuple[None, int, int]:
+    if set(metrics) != {"n-steps"}:
+        raise UpdateRefused(f"expected the metric n-steps alone; came {_names(metrics) or 'none'}")
+    if not _is_count(metrics["n-steps"]):
+        raise UpdateRefused("expected a count of steps; came another")
+    return None, 0, int(metrics["n-steps"])  # type: ignore[arg-type]
+
+
+def _is_noised(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -MAX_COUNT < value < MAX_COUNT
 
 
 def _is_count(value: object) -> bool:

@@ -55,6 +55,7 @@ class Call:
     weights: Vector
     deadline_seconds: float
     max_update_norm: float
+    private: bool = False
     config: Mapping[str, Scalar] = field(default_factory=dict)
 
     @property
@@ -89,10 +90,11 @@ class Collected:
 
     total: npt.NDArray[np.float64]
     weight: float = 0.0
-    loss: float = 0.0
+    loss: float | None = 0.0
     n_examples: int = 0
     sites: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+    checkpoints: dict[str, str] = field(default_factory=dict)
     n_bytes_down: int = 0
     n_bytes_up: int = 0
 
@@ -100,7 +102,10 @@ class Collected:
         """Adds one update with its public weight."""
         self.total += update.difference if weight == 1.0 else weight * update.difference
         self.weight += weight
-        self.loss += weight * update.loss
+        # In a private mode no site states a loss: it would be one more release.
+        self.loss = None if self.loss is None or update.loss is None else self.loss + weight * update.loss
+        if update.checkpoint is not None:
+            self.checkpoints[update.site] = update.checkpoint
         self.n_examples += update.n_examples
         self.sites.append(update.site)
         self.n_bytes_up += update.n_bytes
@@ -147,7 +152,11 @@ class GridExchange:
     def train(self, call: Call, cohort: Sequence[Share]) -> Collected:
         """Sends the weights, checks and adds each update in the order of the cohort."""
         contract = Contract(
-            group=call.group, layout=call.layout, sent=call.weights, max_update_norm=call.max_update_norm
+            group=call.group,
+            layout=call.layout,
+            sent=call.weights,
+            max_update_norm=call.max_update_norm,
+            private=call.private,
         )
         collected = Collected(
             total=np.zeros(call.layout.size), n_bytes_down=call.weights.nbytes * len(cohort)
@@ -167,9 +176,12 @@ class GridExchange:
         evaluated = Evaluated(counts=np.zeros((n_classes, n_classes), np.int64))
         for site, reply in zip(sites, self._ask(MessageType.EVALUATE, call, sites), strict=True):
             try:
-                evaluated.counts += confusion_counts(call.group, self._from(site, reply), n_classes)
+                evaluated.counts += confusion_counts(
+                    call.group, self._from(site, reply), n_classes, private=call.private
+                )
             except UpdateRefused as refusal:
                 evaluated.refused[site] = str(refusal)
+        np.maximum(evaluated.counts, 0, out=evaluated.counts)  # noise takes small sums below zero
         return evaluated
 
     def _from(self, site: str, reply: Message | None) -> Reply:

@@ -19,7 +19,7 @@ hospital's weekend stop a study; asking one would let a single site be the model
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import numpy as np
 
 from sottovoce.common.errors import QuorumError, RunError
 from sottovoce.common.flower import Scalar
+from sottovoce.common.privacy_specs import LocalPrivacy, NoPrivacy
 from sottovoce.common.streams import stream
 from sottovoce.common.study import FedAvg, Study
 from sottovoce.common.weights import Array, Layout, Weights, digest
@@ -60,7 +61,11 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundRecord:
-    """One line of `rounds.jsonl`. `refused` gives a reason for each site that added nothing."""
+    """One line of `rounds.jsonl`. `refused` gives a reason for each site that added nothing.
+
+    `loss` is None in private modes. `witnessed` holds, in the newest record, the newest signed checkpoint of each
+    site's ledger: whoever rolls a ledger back is found out by it.
+    """
 
     seed: int
     fold: int
@@ -68,14 +73,15 @@ class RoundRecord:
     round: int
     rounds: int
     attempts: int
-    loss: float
     update_norm: float
     sites: tuple[str, ...]
     refused: Mapping[str, str]
     bytes_down: int
     bytes_up: int
     seconds: float
+    loss: float | None = None
     confusion: tuple[tuple[int, ...], ...] | None = None
+    witnessed: Mapping[str, str] = field(default_factory=dict)
 
     def as_table(self) -> dict[str, Any]:
         """Returns the record for JSON; what does not apply is left out."""
@@ -112,7 +118,7 @@ class Outcome:
 class Diagnostics:
     """What a round's sum says of itself: the weighted mean loss, and the norm of the mean update."""
 
-    loss: float
+    loss: float | None
     update_norm: float
 
 
@@ -143,7 +149,9 @@ def run(
     state, records = loop.begin(weights, resume)
     while state.round < study.federation.rounds:
         state, record = loop.round(state)
-        records = (*records, record)
+        earlier = records[-1].witnessed if records else {}
+        record = replace(record, witnessed={**earlier, **record.witnessed})
+        records = (*(replace(old, witnessed={}) for old in records), record)
         loop.keep(state, records)
         if on_round is not None:
             on_round(record)
@@ -205,7 +213,8 @@ def apply(algorithm: Algorithm, state: ServerState, collected: Collected) -> tup
     """Returns the state after a round, and what the round says of itself."""
     mean = (collected.total / collected.weight).astype(np.float32)
     diagnostics = Diagnostics(
-        loss=collected.loss / collected.weight, update_norm=float(np.linalg.norm(mean.astype(np.float64)))
+        loss=None if collected.loss is None else collected.loss / collected.weight,
+        update_norm=float(np.linalg.norm(mean.astype(np.float64))),
     )
     return algorithm.apply(state, mean), diagnostics
 
@@ -300,6 +309,7 @@ class _Loop:
             bytes_up=collected.n_bytes_up,
             seconds=time.monotonic() - began,
             confusion=None if evaluated is None else tuple(map(tuple, evaluated.counts.tolist())),
+            witnessed=collected.checkpoints,
         )
 
     def _collect(self, state: ServerState, number: int) -> tuple[Call, Collected]:
@@ -328,12 +338,15 @@ class _Loop:
             weights=state.weights,
             deadline_seconds=federation.deadline_seconds,
             max_update_norm=federation.max_update_norm,
+            private=not isinstance(self.study.privacy, NoPrivacy),
             config={**self.client_config, **self.algorithm.client_config},
         )
 
     def _evaluate(self, call: Call) -> Evaluated | None:
         due = call.round % self.study.evaluation.every_rounds == 0 or call.round == call.rounds
-        if not due or call.fold == ALL_SPEAKERS:
+        spec = self.study.privacy
+        unpaid = isinstance(spec, LocalPrivacy) and spec.counts_noise_multiplier is None
+        if not due or unpaid or call.fold == ALL_SPEAKERS:
             return None
         return self.exchange.evaluate(call, self.sites, len(self.study.labels.classes))
 

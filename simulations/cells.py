@@ -1,8 +1,8 @@
 """One cell of a study: a seed, a fold and an arm, from initial weights to predictions of withheld speakers.
 
-Arms: `federated` (the study), `central` (the same study with everybody's recordings at one site), `local` (each
+Arms: `federated` (the study); for a private study `federated without privacy`, the price of privacy; `central` (the same study with everybody's recordings at one site), `local` (each
 site trains alone and is scored on its own withheld speakers), the classical baselines by name, and each pooled
-arm once more on a random split, under a name that says it leaks.
+arm once more on a random split, under a name that says it leaks. Only `federated` is private in a private study.
 
 Guarantees:
   - Speakers that a fold withholds are scored by weights that no recording of theirs has touched; only the arms
@@ -25,28 +25,38 @@ from sottovoce.client.app import withheld
 from sottovoce.client.evaluate import log_probabilities
 from sottovoce.common import models, predictions
 from sottovoce.common.dataset import SiteData
+from sottovoce.common.files import write_whole
 from sottovoce.common.predictions import LEAKS, Prediction
-from sottovoce.common.run_files import CellFacts, Refused, RoundFacts
+from sottovoce.common.privacy_specs import NoPrivacy
+from sottovoce.common.run_files import CellFacts, Refused, RoundFacts, round_line
 from sottovoce.common.study import Execution, Study
 from sottovoce.common.weights import from_state_dict
 from sottovoce.server.exchange import Exchange
 from sottovoce.server.rounds import Cell, Outcome, RoundRecord, run, run_alone
+from sottovoce.simulations import site_ledgers
 from sottovoce.simulations.baselines import fit_predict
 from sottovoce.simulations.engines import open_exchange
 
 POOLED = "pooled"
-NETWORK_ARMS = ("federated", "central", "local")
+FEDERATED, NO_PRIVACY = "federated", "federated without privacy"
+NETWORK_ARMS = (FEDERATED, NO_PRIVACY, "central", "local")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """All that a process needs to compute a cell. `sites` holds a folder for each site; `pooled` all of them in one."""
+    """All that a process needs to compute a cell. `sites` holds a folder for each site; `pooled` all of them in one.
+
+    `ledgers` is where sites of a private study keep theirs; `extracts` is where what may be shown of them goes.
+    """
 
     cell: Cell
     study_file: Path
     sites: Path
     pooled: Path
+    ledgers: Path
+    extracts: Path
     checkpoint: Path
+    rounds: Path
     predictions: Path
     execution: Execution
 
@@ -56,7 +66,9 @@ OnRound = Callable[[RoundFacts], None]
 
 def arms_of(study: Study, *, twins: bool) -> list[str]:
     """Returns the arms of a run, the study's own first."""
-    honest = ["federated", *(["central", "local"] if twins else []), *study.evaluation.baselines]
+    of_private = [NO_PRIVACY] if is_private(study) else []
+    twin_arms = [*of_private, "central", "local"] if twins else []
+    honest = [FEDERATED, *twin_arms, *study.evaluation.baselines]
     if not study.evaluation.random_split_that_leaks:
         return honest
     return [*honest, *(arm + LEAKS for arm in ["central", *study.evaluation.baselines])]
@@ -70,12 +82,27 @@ def n_rounds(study: Study, arm: str, n_sites: int) -> int:
     return study.federation.rounds * (n_sites if base == "local" else 1)
 
 
+def is_private(study: Study) -> bool:
+    """Says whether a study promises its patients anything."""
+    return not isinstance(study.privacy, NoPrivacy)
+
+
 def compute(job: Job, study: Study, on_round: OnRound) -> CellFacts:
-    """Computes a cell and writes its predictions, whole or not at all. Goes on from a checkpoint, if there is one."""
+    """Computes a cell and writes its rounds and its predictions, each whole or not at all.
+
+    Goes on from a checkpoint, if there is one. Predictions come last: where they are, all of the cell is.
+    """
     began = time.monotonic()
+    told: list[RoundFacts] = []
+
+    def tell(facts: RoundFacts) -> None:
+        told.append(facts)
+        on_round(facts)
+
     rows, digest = (_network if job.cell.arm.removesuffix(LEAKS) in NETWORK_ARMS else _baseline)(
-        job, study, on_round
+        job, study, tell
     )
+    write_whole(job.rounds, "".join(map(round_line, told)).encode())
     predictions.write(job.predictions, rows)
     return CellFacts(
         seed=job.cell.seed,
@@ -95,13 +122,35 @@ def _network(job: Job, study: Study, on_round: OnRound) -> tuple[list[Prediction
     arm = job.cell.arm.removesuffix(LEAKS)
     folders = [job.pooled] if arm == "central" else site_folders(job.sites)
     parts = [SiteData.open(folder) for folder in folders]
-    execution = job.execution if arm == "federated" else replace(job.execution, engine="inprocess")
     places = {part.site: folder for part, folder in zip(parts, folders, strict=True)}
-    with open_exchange(execution, places, study_file=job.study_file) as exchange:
-        outcomes = _outcomes(job, study, parts, exchange, on_round)
+    outcomes = (_private if arm == FEDERATED and is_private(study) else _public)(
+        job, study, parts, places, on_round
+    )
     rows = [row for part in parts for row in _score(job, study, part, outcomes[part.site])]
     digests = {outcome.digest for outcome in outcomes.values()}
     return rows, digests.pop() if len(digests) == 1 else None
+
+
+def _private(
+    job: Job, study: Study, parts: Sequence[SiteData], places: Mapping[str, Path], on_round: OnRound
+) -> Mapping[str, Outcome]:
+    ledgers = site_ledgers.open_all(job.ledgers, study, places)
+    with open_exchange(job.execution, places, study_file=job.study_file, ledgers=job.ledgers) as exchange:
+        outcomes = _outcomes(job, study, parts, exchange, on_round)
+    (last,) = {outcome.digest: outcome for outcome in outcomes.values()}.values()
+    site_ledgers.keep(ledgers, job.extracts, last.rounds[-1].witnessed)
+    return outcomes
+
+
+def _public(
+    job: Job, study: Study, parts: Sequence[SiteData], places: Mapping[str, Path], on_round: OnRound
+) -> Mapping[str, Outcome]:
+    federated = job.cell.arm == FEDERATED
+    execution = job.execution if federated else replace(job.execution, engine="inprocess")
+    twin = is_private(study)
+    with open_exchange(execution, places, study_file=job.study_file, without_privacy=twin) as exchange:
+        bare = replace(study, privacy=NoPrivacy(mode="none"))
+        return _outcomes(job, bare, parts, exchange, on_round)
 
 
 def _outcomes(
@@ -116,7 +165,7 @@ def _outcomes(
 
     weights = from_state_dict(_model(job, study, parts[0]).state_dict())
     common: Any = {"cell": job.cell, "weights": weights, "checkpoint": job.checkpoint, "resume": True}
-    if job.cell.arm == "federated":
+    if job.cell.arm in (FEDERATED, NO_PRIVACY):
         outcome = run(exchange, study, on_round=tell, **common)
         outcomes = dict.fromkeys((part.site for part in parts), outcome)
     else:

@@ -20,6 +20,7 @@ from sottovoce.common import predictions, summary
 from sottovoce.common.errors import RunError
 from sottovoce.common.folds import n_folds
 from sottovoce.common.predictions import Prediction
+from sottovoce.common.privacy import plan
 from sottovoce.common.run_files import (
     CellFacts,
     RoundFacts,
@@ -37,7 +38,7 @@ from sottovoce.server.rounds import Cell
 from sottovoce.simulations.cells import Job, arms_of, compute, n_rounds
 from sottovoce.simulations.pool import computed_at_once
 from sottovoce.simulations.prepare import lay_out, prepare
-from sottovoce.simulations.progress import OnEvent, Step, silent
+from sottovoce.simulations.progress import Note, OnEvent, Step, silent
 from sottovoce.simulations.run_folder import (
     Local,
     create,
@@ -79,6 +80,7 @@ def start_run(
             format=1,
             name=run.name,
             study_digest=study.digest(),
+            stamp=plan.stamp(study.privacy, study.federation.rounds, n_counts=study.n_evaluations),
             started=now(),
             engine=execution.engine,
             workers=execution.workers,
@@ -138,6 +140,7 @@ def _go(
     on_event: OnEvent,
 ) -> None:
     prepared = prepare(study, data, workers=execution.workers, on_event=on_event)
+    on_event(Note(text=facts.stamp))
     sites = lay_out(study, prepared, run / WORK, on_event)
     facts = replace(facts, corpora=prepared.corpora, sites=sites, skipped=prepared.skipped)
     write_run(run / "run.json", facts)
@@ -153,7 +156,10 @@ def _job(run: Path, cell: Cell, execution: Execution) -> Job:
         study_file=run / "study.toml",
         sites=run / WORK / "sites",
         pooled=run / WORK / "pooled",
+        ledgers=run / WORK / "ledgers" / cell.name,
+        extracts=run / "ledgers" / cell.name,
         checkpoint=run / "checkpoints" / f"{cell.name}.safetensors",
+        rounds=run / "predictions" / f"{cell.name}.rounds.jsonl",
         predictions=run / "predictions" / f"{cell.name}.jsonl",
         execution=execution,
     )
@@ -167,6 +173,9 @@ def _compute_all(
     waiting = [job for job in jobs if not job.predictions.exists()]
     book = _Book(run, study, jobs, n_sites, on_event)
     for job in ready:
+        # A worker may have ended a cell that the killed process never heard of.
+        for record in read_rounds(job.rounds):
+            book.round(record)
         book.finish(job.cell.seed, job.cell.fold, job.cell.arm)
     done = {(job.cell.seed, job.cell.fold, job.cell.arm): _of(known, job) for job in ready}
     for cell in _computed(waiting, study, book.round):
@@ -242,7 +251,7 @@ def _finish(run: Path, study: Study, facts: RunFacts, jobs: list[Job]) -> None:
     for job in jobs:
         rows += predictions.read(job.predictions, n_classes=len(study.labels.classes))
     predictions.write(run / "predictions.jsonl", rows)
-    summary.write(run / "metrics.json", summarise(rows, study))
+    summary.write(run / "metrics.json", summarise(rows, study, stamp=facts.stamp))
     rounds = last_of_each(read_rounds(run / "rounds.jsonl"))
     write_text(run / "rounds.jsonl", "".join(map(round_line, rounds)))
     write_run(run / "run.json", facts)

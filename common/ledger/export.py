@@ -17,6 +17,7 @@ from sottovoce.common.keys import DIGEST_KEY_FILE, DigestKey
 from sottovoce.common.ledger.checkpoint import parse
 from sottovoce.common.ledger.entries import Genesis, KeyRotation, PolicyVersion
 from sottovoce.common.ledger.reader import LineRefused, Reader, lines_of
+from sottovoce.common.ledger.reading import read_ledger
 from sottovoce.common.ledger.store import HEAD_FILE, LEDGER_FILE
 
 VERIFIER = "verify_ledger.py"
@@ -41,25 +42,37 @@ def export(
     Raises:
         LedgerError: there is no ledger, or the folder holds something already.
     """
-    try:
-        ledger = (ledger_folder / LEDGER_FILE).read_bytes()
-    except OSError as error:
-        raise LedgerError(f"{ledger_folder}: expected a ledger ({error.strerror}).") from None
+    found = read_ledger(ledger_folder)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise LedgerError(f"{out}: expected a new or empty folder.")
-    files = {LEDGER_FILE: ledger, "README.txt": _README.encode(), VERIFIER: verifier_text()}
-    head = ledger_folder / HEAD_FILE
-    if head.is_file():
-        files[HEAD_FILE] = head.read_bytes()
-    files |= _facts(ledger)
+    files = {LEDGER_FILE: found.ledger, "README.txt": _README.encode(), VERIFIER: verifier_text()}
+    if found.head is not None:
+        files[HEAD_FILE] = found.head.encode(errors="surrogateescape")
+    files |= _facts(found.ledger)
     for number, note in enumerate(seen):
         files[f"seen/{number:03}.txt"] = parse(note).text().encode()
-    if digest_key is not None:
-        files[DIGEST_KEY_FILE] = digest_key.opened()
-    for name, data in files.items():
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        for name, data in files.items():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            (out / name).write_bytes(data)
+        if digest_key is not None:
+            digest_key.save(out)  # for its owner's eyes only, there too
+    except OSError as error:
+        raise LedgerError(f"{out}: cannot be written ({error.strerror}).") from None
+    names = sorted([*files, *([] if digest_key is None else [DIGEST_KEY_FILE])])
+    return {"folder": str(out), "files": names, "bytes": sum(map(len, files.values()))}
+
+
+def extract(ledger_folder: Path, out: Path) -> None:
+    """Writes what may be shown of a ledger to a new folder: entries, head, policy and public keys; no private key."""
+    try:
+        ledger = (ledger_folder / LEDGER_FILE).read_bytes()
+        head = (ledger_folder / HEAD_FILE).read_bytes()
+    except OSError as error:
+        raise LedgerError(f"{ledger_folder}: expected a ledger ({error.strerror}).") from None
+    out.mkdir(parents=True)
+    for name, data in {LEDGER_FILE: ledger, HEAD_FILE: head, **_facts(ledger)}.items():
         (out / name).write_bytes(data)
-    return {"folder": str(out), "files": sorted(files), "bytes": sum(map(len, files.values()))}
 
 
 def verifier_text() -> bytes:

@@ -27,7 +27,15 @@ from sottovoce.common.privacy.noise import add_noise
 from sottovoce.common.privacy.sampling import Indices, choose_recordings, draw_units, first_recordings
 from sottovoce.common.privacy.source import Source
 from sottovoce.common.privacy.stages import SIMULATED, NoisySum, PatientGradients, PrivateUpdate
-from sottovoce.common.privacy_specs import USUAL_DELTA, LocalPrivacy, largest_delta, weaknesses
+from sottovoce.common.privacy_specs import (
+    NOT_PRIVATE,
+    USUAL_DELTA,
+    LocalPrivacy,
+    NoPrivacy,
+    PrivacySpec,
+    largest_delta,
+    weaknesses,
+)
 
 COUNT_STEP = 2.0**-10  # of a recording: noise on counts is finer than the counts are
 
@@ -218,6 +226,13 @@ def cost(spec: LocalPrivacy, rounds: int, *, n_counts: int = 0) -> Cost:
         guarantee=Guarantee(unit=spec.unit),
         events=tuple(all_events),
     )
+
+
+def stamp(spec: PrivacySpec, rounds: int, *, n_counts: int = 0) -> str:
+    """Returns what every artefact of a study says of its privacy, in one line."""
+    if isinstance(spec, NoPrivacy):
+        return NOT_PRIVATE
+    return cost(spec, rounds, n_counts=n_counts).sentence()
 
 
 def plan_tables(

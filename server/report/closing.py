@@ -11,6 +11,7 @@ from sottovoce.server.report.page import Run
 from sottovoce.server.report.text import count, gap_span, percent, points, show_name, span
 
 MAX_SITES = 12  # in a terminal; the page has all
+MAX_STAMP = 600
 
 
 def closing(run: Run, report: Path) -> Group:
@@ -34,8 +35,8 @@ def _headline(figures: Summary, arm: Arm) -> Text:
         (percent(arm.uar.value), "bold green"),
         f"  (95 % interval {span(arm.uar)}; chance {percent(figures.chance_uar)})  ",
         (
-            f" {show_name(figures.privacy)} ",
-            "bold white on red" if figures.privacy == "NOT PRIVATE" else "bold",
+            f" {show_name(figures.privacy, longest=MAX_STAMP)} ",
+            "bold white on red" if "NOT PRIVATE" in figures.privacy else "bold",
         ),
     )
 

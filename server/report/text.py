@@ -37,7 +37,7 @@ def gap_span(difference: Difference) -> str:
     return f"{points(difference.low, sign=True)} to {points(difference.high, sign=True)}"
 
 
-def show_name(name: str) -> str:
+def show_name(name: str, *, longest: int = MAX_NAME) -> str:
     """Returns a name of a file's author with hidden characters written out, and cut when it is long.
 
     Guarantees:
@@ -46,9 +46,9 @@ def show_name(name: str) -> str:
     """
     shown = "".join(
         ascii(letter)[1:-1] if unicodedata.category(letter) in _HIDDEN else letter
-        for letter in name[:MAX_NAME]
+        for letter in name[:longest]
     )
-    return shown + "…" if len(name) > MAX_NAME else shown
+    return shown + "…" if len(name) > longest else shown
 
 
 def count(number: int, one: str, more: str | None = None) -> str:

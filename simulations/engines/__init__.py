@@ -27,11 +27,18 @@ CLIENT_APP = "sottovoce.client.app:app"
 
 @contextmanager
 def open_exchange(
-    execution: Execution, sites: Mapping[str, Path], *, study_file: Path, app: str = CLIENT_APP
+    execution: Execution,
+    sites: Mapping[str, Path],
+    *,
+    study_file: Path,
+    ledgers: Path | None = None,
+    without_privacy: bool = False,
+    app: str = CLIENT_APP,
 ) -> Iterator[Exchange]:
     """Opens the engine over sites, by name with the folder of their data; closes it with the block.
 
-    An exchange may be used for many cells, one after the other.
+    An exchange may be used for many cells, one after the other. A private study wants `ledgers`, with a folder for
+    each site's name; `without_privacy` runs it as a twin for comparison (engine `inprocess`).
 
     Raises:
         RunError: the engine's extra is not installed, or it cannot run this study.
@@ -42,13 +49,16 @@ def open_exchange(
         yield CohortExchange(load_study(study_file), sites)
         return
     settings = {"study-file": str(study_file), "device": execution.device}
+    if ledgers is not None:
+        settings["ledgers-folder"] = str(ledgers)
     if execution.engine == "ray":
         from sottovoce.simulations.engines.ray import open_ray_grid
 
         with open_ray_grid(load_app(app), sites, settings, workers=execution.workers) as (grid, names):
             yield GridExchange(grid, names)
         return
-    nodes = [Node(site=site, config={"site-folder": str(folder)}) for site, folder in sites.items()]
+    own = {"without-privacy": True} if without_privacy else {}
+    nodes = [Node(site=site, config={"site-folder": str(folder), **own}) for site, folder in sites.items()]
     with _local_grid(execution, nodes, settings, app) as grid:
         yield GridExchange(grid, grid.sites)
 

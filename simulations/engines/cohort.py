@@ -45,6 +45,8 @@ def unsupported(study: Study) -> list[str]:
     """Returns what stands between a study and this engine."""
     model, training = study.model, study.training
     problems = []
+    if study.privacy.mode != "none":
+        problems.append(f"privacy.mode: expected 'none'; came {study.privacy.mode!r}")
     if not isinstance(model, Linear | Mlp):
         problems.append(f"model.kind: expected linear or mlp; came {model.kind!r}")
     if isinstance(model, Mlp) and model.dropout:
@@ -294,7 +296,8 @@ def _add(
         shares[index] = plan.share.weight
         collected.sites.append(site)
         collected.weight += plan.share.weight
-        collected.loss += plan.share.weight * float(losses[index]) / max(len(plan.rows), 1)
+        mean = float(losses[index]) / max(len(plan.rows), 1)
+        collected.loss = (collected.loss or 0.0) + plan.share.weight * mean
         collected.n_examples += len(plan.rows)
     for name, _, span in call.layout.spans:
         collected.total[span] += (shares @ stack[name].flatten(1)).double().numpy()

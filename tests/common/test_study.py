@@ -89,7 +89,6 @@ def test_a_private_study_is_read_with_all_of_its_constants() -> None:
             'clip_norm = 1.0, unit = "utterance",',
             "normalisation.scheme: expected 'constants'",
         ),
-        ("0.001 }", "0.001, local_epochs = 3 }", "training.local_epochs: expected 1 in a private mode"),
         ("0.001 }", "0.001, augmentation = { copies = 1 } }", "training.augmentation: expected none"),
         ('purpose = "research"', 'purpose = "workplace"', "purpose: 'workplace' is prohibited"),
     ],

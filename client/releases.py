@@ -1,0 +1,149 @@
+"""What a site answers in a private mode: every number in it went through the ledger, and no other number leaves.
+
+    released = release_update(place, study, model, data, call, proximal_mu=0.0)
+
+Guarantees:
+  - Without an approval, or with too little left, nothing is trained; the refusal names public constants only.
+  - Whatever goes wrong on private data, the coordinator is told that nothing was released, and not why.
+  - Counts are of at most `counts_utterances` recordings of each withheld patient, noised in one release.
+  - With seeded noise equal messages give equal bytes; with secret noise only a committed release comes twice.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from sottovoce.client.evaluate import log_probabilities
+from sottovoce.client.site_ledger import COUNTS, UPDATE, Ask, Released, SiteLedger
+from sottovoce.client.train_private import check_units, train_private
+from sottovoce.common.dataset import SiteData
+from sottovoce.common.errors import PrivacyError, SottovoceError
+from sottovoce.common.privacy.plan import release_counts
+from sottovoce.common.privacy.sampling import first_recordings
+from sottovoce.common.privacy.source import SecretSource, SimulatedNoise_NotPrivate, Source
+from sottovoce.common.privacy.stages import PatientGradients
+from sottovoce.common.privacy_specs import LocalPrivacy
+from sottovoce.common.streams import derive
+from sottovoce.common.study import Study
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Called:
+    """What the coordinator asked, and with which weights: `model` is their digest."""
+
+    seed: int
+    fold: int
+    round: int
+    model: str
+
+
+def release_update(
+    folder: Path,
+    study: Study,
+    model: nn.Module,
+    data: SiteData,
+    called: Called,
+    *,
+    proximal_mu: float = 0.0,
+    device: str = "cpu",
+) -> Released:
+    """Trains `model` privately on `data` and returns the new weights, flat, as little-endian float32.
+
+    Raises:
+        PrivacyError: the site's ledger says no, or nothing could be released.
+    """
+    spec = _local(study)
+
+    def make(withdrawn: frozenset[str]) -> bytes:
+        update = train_private(
+            model,
+            data,
+            study,
+            site=data.site,
+            round=called.round,
+            source=_source(spec, data.site, called, UPDATE),
+            withdrawn=withdrawn,
+            proximal_mu=proximal_mu,
+            device=device,
+        )
+        return update.values.astype("<f4").tobytes()
+
+    ask = Ask(what=UPDATE, steps=spec.steps_per_round, round=called.round, model=called.model)
+    return _released(folder, study, ask, data, make)
+
+
+def release_confusion(
+    folder: Path, study: Study, model: nn.Module, data: SiteData, called: Called, *, device: str = "cpu"
+) -> Released:
+    """Counts (truth, predicted) over the withheld patients in `data`, noised; flat little-endian int64.
+
+    Raises:
+        PrivacyError: the study pays for no counts, the ledger says no, or nothing could be released.
+    """
+    spec, n_classes = _local(study), len(study.labels.classes)
+
+    def make(withdrawn: frozenset[str]) -> bytes:
+        check_units(data, study)
+        kept = data.select(np.array([patient not in withdrawn for patient in data.patients], np.bool_))
+        rows = contributions(model, kept, n_classes, n_most=spec.counts_utterances, device=device)
+        counts = release_counts(PatientGradients(values=rows), spec, _source(spec, data.site, called, COUNTS))
+        return counts.astype("<i8").tobytes()
+
+    ask = Ask(what=COUNTS, steps=1, round=called.round, model=called.model)
+    return _released(folder, study, ask, data, make)
+
+
+def contributions(
+    model: nn.Module, data: SiteData, n_classes: int, *, n_most: int, device: str = "cpu"
+) -> npt.NDArray[np.float32]:
+    """Returns one row of (truth, predicted) counts, flat, for each patient, over the first `n_most` recordings."""
+    patients = sorted(set(data.patients))
+    rows = np.zeros((len(patients), n_classes**2), np.float32)
+    if patients:
+        owners = np.searchsorted(patients, data.patients).astype(np.int64)
+        counted = first_recordings(owners, n_most=n_most)
+        chosen = data.select(counted)
+        predicted = log_probabilities(model, chosen, device).argmax(axis=1)
+        np.add.at(rows, (owners[counted], chosen.labels * n_classes + predicted), 1.0)
+    return rows
+
+
+def _released(
+    folder: Path, study: Study, ask: Ask, data: SiteData, make: Callable[[frozenset[str]], bytes]
+) -> Released:
+    manifest = json.dumps([data.keys, data.patients], sort_keys=True).encode()
+    with SiteLedger.open(folder) as site:
+        grant = site.grant(study)
+        try:
+            released = site.release(study, ask, manifest=manifest, make=make)
+        except SottovoceError as error:
+            # Why is private: a gradient that is not finite, or a patient too many, says something of a patient.
+            _log.error("grant %d, round %d, %s: nothing released: %s", grant, ask.round, ask.what, error)
+            raise PrivacyError(
+                "This site released nothing in this round. Its own log and ledger say why."
+            ) from None
+    if isinstance(released, Released):
+        return released
+    raise PrivacyError(f"This site's ledger says no: {released.reason}")
+
+
+def _local(study: Study) -> LocalPrivacy:
+    if not isinstance(study.privacy, LocalPrivacy):
+        raise PrivacyError(f"Expected a study of mode local; came mode {study.privacy.mode!r}.")
+    return study.privacy
+
+
+def _source(spec: LocalPrivacy, site: str, called: Called, what: str) -> Source:
+    if not spec.seeded_noise:
+        return SecretSource()
+    # By fold and purpose too: folds that share their noise would make an interval over folds too narrow.
+    seed = derive(called.seed, "simulated release", what, called.fold)
+    return SimulatedNoise_NotPrivate(seed=seed, site=site, round=called.round)
