@@ -24,19 +24,7 @@ MAX_POLICY_BYTES = 50_000
 
 def load(path: Path) -> Policy:
     """Reads a policy file. Raises: PolicyError with every problem."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_POLICY_BYTES + 1)
-    except OSError as error:
-        raise PolicyError(
-            f"{path}: cannot be read ({error.strerror}). Make one with `sottovoce policy new`."
-        ) from None
-    if len(data) > MAX_POLICY_BYTES:
-        raise PolicyError(f"{path}: expected at most {MAX_POLICY_BYTES} bytes; this is no policy.")
-    try:
-        return loads(data.decode())
-    except UnicodeDecodeError as error:
-        raise PolicyError(f"{path}: expected UTF-8 text; byte {error.start} is not.") from None
+    return loads(_text_of(path))
 
 
 def loads(text: str) -> Policy:
@@ -96,6 +84,22 @@ def adopt(policy: Policy, ledger: Ledger) -> int:
     return ledger.state.size - before
 
 
+def _text_of(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_POLICY_BYTES + 1)
+    except OSError as error:
+        raise PolicyError(
+            f"{path}: cannot be read ({error.strerror}). Make one with `sottovoce policy new`."
+        ) from None
+    if len(data) > MAX_POLICY_BYTES:
+        raise PolicyError(f"{path}: expected at most {MAX_POLICY_BYTES} bytes; this is no policy.")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise PolicyError(f"{path}: expected UTF-8 text; byte {error.start} is not.") from None
+
+
 def _check_domains(policy: Policy, ledger: Ledger) -> None:
     for terms in policy.domains:
         domain = ledger.state.domains.get(terms.name)
@@ -147,3 +151,21 @@ def new_policy(site: str) -> str:
     if not site.isprintable() or '"' in site or "\\" in site or not 1 <= len(site) <= 120:
         raise PolicyError("Expected a site's name of 1 to 120 printable characters, without quotes.")
     return NEW_POLICY.replace('"hospital-a"', f'"{site}"', 1)
+
+
+def approver_lines(person: str, public_key: str) -> str:
+    """Returns the lines that name a person as an approver. Raises: PolicyError for a name that cannot stand there."""
+    if not person.isprintable() or '"' in person or "\\" in person or not 1 <= len(person) <= 120:
+        raise PolicyError("Expected a person's name of 1 to 120 printable characters, without quotes.")
+    return f'[[approvers]]\nname = "{person}"\npublic_key = "{public_key}"'
+
+
+def policy_text(path: Path) -> str:
+    """Returns the canonical text of a policy file: of TOML as it would be recorded, of JSON as it stands.
+
+    Raises:
+        PolicyError: it cannot be read, or is no policy.
+    """
+    if path.suffix == ".json":
+        return _text_of(path)
+    return canonical(load(path))

@@ -29,7 +29,7 @@ from sottovoce.common.keys import SigningKey, load_keys, new_keys
 from sottovoce.common.ledger.entries import Charge
 from sottovoce.common.ledger.files import DiskFolder
 from sottovoce.common.ledger.outbox import Outbox
-from sottovoce.common.ledger.store import Ledger, Move
+from sottovoce.common.ledger.store import LEDGER_FILE, Ledger, Move
 from sottovoce.common.privacy.accountant import Event
 from sottovoce.common.privacy.budget import Budget, Denied, Granted, PldAccountant, Request
 from sottovoce.common.privacy.plan import counts_events, training_event
@@ -73,6 +73,11 @@ class SiteLedger:
         Raises:
             LedgerError, KeyFileError: there is one already, or the folder cannot be written.
         """
+        for name in (LEDGER_FILE, KEYS):
+            if (folder / name).exists():
+                raise LedgerError(
+                    f"{folder}: expected a folder without a ledger; {name} is there. Nothing was touched."
+                )
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # only the hospital's own account may look in
         signing, digest_key = new_keys(folder / KEYS)
         with Ledger.create(DiskFolder(folder), site=site, key=signing, digest_key=digest_key):
@@ -106,6 +111,13 @@ class SiteLedger:
     def approve(self, study: Study, *, domain: str, person: str, key: SigningKey) -> Granted | Denied:
         """Reserves a whole study under a person's signature, or denies it."""
         return self.budget.approve_with(request_of(study, domain), person=person, key=key)
+
+    def rotate_key(self, *, person: str, reason: str) -> str:
+        """Puts a new signing key in force and returns its public half. The old key stays beside it."""
+        key = SigningKey.generate()
+        key.save(self._folder / KEYS)  # durable before the entry that puts it in force
+        self.ledger.rotate(key, person=person, reason=reason)
+        return key.public_hex
 
     def withdraw(self, domain: str, patient: str) -> int:
         """Takes a patient out of all later training; returns how many of the domain have withdrawn."""

@@ -158,6 +158,29 @@ def new_keys(folder: Path) -> tuple[SigningKey, DigestKey]:
     return signing_key, digest_key
 
 
+def new_approval_key(folder: Path) -> tuple[Path, str]:
+    """Makes a person's key in a folder (created with mode 0700); returns its file and its public half.
+
+    Raises:
+        KeyFileError: there is a key already. A second one beside it would be mistaken for the first.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if found := sorted(path.name for path in folder.glob("signing-*.pem")):
+        raise KeyFileError(
+            f"{folder}: expected a folder without a key; {found[0]} is there. Name another folder."
+        )
+    key = SigningKey.generate()
+    return key.save(folder), key.public_hex
+
+
+def public_key_from(text: str) -> str:
+    """Returns a public key that a person typed. Raises: KeyFileError for anything but 64 hexadecimal digits."""
+    key = text.strip().lower()
+    if len(key) != 64 or not set(key) <= set("0123456789abcdef"):
+        raise KeyFileError(f"Expected a public key of 64 hexadecimal digits; came {len(key)} characters.")
+    return key
+
+
 def load_keys(folder: Path) -> tuple[tuple[SigningKey, ...], DigestKey]:
     """Reads every signing key of a folder and its digest key. The ledger knows which key is in force."""
     signing = tuple(SigningKey.load(path) for path in sorted(folder.glob("signing-*.pem")))

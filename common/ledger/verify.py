@@ -22,7 +22,7 @@ Guarantees:
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sottovoce.common.config import as_plain
@@ -83,6 +83,12 @@ class Verdict:
     def ok(self) -> bool:
         """Says whether nothing is wrong."""
         return not self.findings
+
+    def naming(self, seen: Sequence[object]) -> "Verdict":
+        """Returns the verdict with the names that people know their checkpoints by, in the order they were given."""
+        names = {f"checkpoint {number}": str(name) for number, name in enumerate(seen)}
+        named = (replace(finding, where=names.get(finding.where, finding.where)) for finding in self.findings)
+        return replace(self, findings=tuple(named))
 
     def plain(self) -> dict[str, Any]:
         """Returns the verdict as plain data, steps with their results included."""

@@ -164,13 +164,15 @@ def noise_for(target_epsilon: float, delta: float, event: Event, *, spent: Seque
         PrivacyError: no noise multiplier up to 100,000 does; name what was asked.
     """
 
-    def within(exponent: int, grid: float) -> bool:
-        both = [*spent, replace(event, noise_multiplier=1.001**exponent)]
-        return epsilon(both, delta, grid=grid) <= target_epsilon
+    def figure(exponent: int, grid: float = 5 * GRID) -> float:
+        return epsilon([*spent, replace(event, noise_multiplier=1.001**exponent)], delta, grid=grid)
+
+    def within(exponent: int, grid: float = 5 * GRID) -> bool:
+        return figure(exponent, grid) <= target_epsilon
 
     # Multiples of 0.1 %, as exponents of 1.001; a coarse grid finds the place, the fine one has the last word.
     low, high = math.ceil(math.log(0.05) / math.log(1.001)), math.floor(math.log(1e5) / math.log(1.001))
-    first = _first(low, high, lambda exponent: within(exponent, 5 * GRID), guess=0)
+    first = _first(low, high, within, guess=_near(figure, target_epsilon, low, high), width=2)
     while first is not None and not within(first, GRID):
         first = first + 1 if first < high else None
     if first is None:
@@ -191,10 +193,26 @@ def steps_left(cap: float, delta: float, event: Event, *, spent: Sequence[Event]
     return 10_000_000 if first is None else first - 1
 
 
-def _first(low: int, high: int, holds: Callable[[int], bool], *, guess: int) -> int | None:
+def _near(figure: Callable[[int], float], target: float, low: int, high: int) -> int:
+    """Returns an exponent whose figure is about the target: epsilon falls nearly as a power of the noise."""
+    x0, x1, y0, slope = 0, 0, 0.0, -1.2e-3
+    for _ in range(4):
+        value = figure(x1)
+        if not 0.0 < value < math.inf:
+            break
+        y1 = math.log(value / target)
+        if x1 != x0:
+            slope = min((y1 - y0) / (x1 - x0), -1e-4)
+        x0, y0 = x1, y1
+        x1 = min(max(x1 - round(y1 / slope), low), high)
+        if x1 == x0:
+            break
+    return x1
+
+
+def _first(low: int, high: int, holds: Callable[[int], bool], *, guess: int, width: int = 16) -> int | None:
     """Returns the smallest integer in [low, high] where a monotone claim holds, or None; gallops from `guess`."""
     inside = min(max(guess, low), high)
-    width = 16
     if holds(inside):
         above = inside
         while above > low and holds(max(low, above - width)):

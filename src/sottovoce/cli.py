@@ -9,10 +9,11 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from sottovoce.client.commands import approve, key_app, ledger_app, policy_app
 from sottovoce.common.errors import SottovoceError
 
 app = typer.Typer(
@@ -23,9 +24,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 study_app = typer.Typer(no_args_is_help=True, help="Write, check and identify study files.")
+privacy_app = typer.Typer(no_args_is_help=True, help="What a study costs its patients, before it runs.")
 corpus_app = typer.Typer(no_args_is_help=True, help="Look at recordings before a study, or make some.")
 app.add_typer(study_app, name="study")
 app.add_typer(corpus_app, name="corpus")
+app.add_typer(privacy_app, name="privacy")
+app.add_typer(key_app, name="key")
+app.add_typer(policy_app, name="policy")
+app.add_typer(ledger_app, name="ledger")
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="A study file (TOML).")]
 Data = Annotated[
@@ -162,6 +168,56 @@ def study_digest(study: StudyFile) -> None:
     typer.echo(load(study).digest())
 
 
+study_app.command("approve")(approve)
+
+
+@privacy_app.command("plan")
+def privacy_plan(
+    study: StudyFile,
+    target_epsilon: Annotated[
+        float | None, typer.Option(min=0.001, help="The noise for this epsilon, instead of 1, 3 and 8.")
+    ] = None,
+    cap: Annotated[
+        float | None, typer.Option(min=0.001, help="How many rounds fit under this epsilon.")
+    ] = None,
+    spent: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="A ledger: how many rounds its domain has left.")
+    ] = None,
+    domain: Annotated[str | None, typer.Option(help="Which domain, where the ledger has several.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a study costs its patients, and what else could be had, before anything runs."""
+    from sottovoce.client.planning import left_for, room_of
+    from sottovoce.common.privacy.planning import fresh_room, tables
+    from sottovoce.common.privacy.terminal import plan_lines
+    from sottovoce.common.privacy_specs import NoPrivacy
+    from sottovoce.common.study import load
+    from sottovoce.common.terminal import print_lines
+    from sottovoce.simulations.progress import Step, show_progress
+
+    loaded = load(study)
+    spec = loaded.privacy
+    if isinstance(spec, NoPrivacy):
+        typer.echo(json.dumps({"private": False}) if as_json else _NOT_PRIVATE)
+        return
+    room = room_of(spent, domain, cap) if spent else fresh_room(spec, cap) if cap else None
+    found: dict[str, Any] = {}
+    with show_progress(quiet=as_json) as on_event:
+        on_event(Step(stage="plan", done=0, total=6))
+        for name, table in tables(
+            spec, loaded.federation.rounds, n_counts=loaded.n_evaluations, target_epsilon=target_epsilon
+        ):
+            found[name] = table
+            on_event(Step(stage="plan", done=len(found), total=6, detail=name))
+        if room is not None:
+            found["rounds_left"] = left_for(loaded, spec, room, in_ledger=spent is not None)
+        on_event(Step(stage="plan", done=6, total=6))
+    if as_json:
+        typer.echo(json.dumps({"private": not spec.seeded_noise, **found}, indent=2))
+    else:
+        print_lines(line for name, table in found.items() for line in plan_lines(name, table))
+
+
 @corpus_app.command("scan")
 def corpus_scan(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of recordings, or a manifest.")],
@@ -198,6 +254,9 @@ def corpus_synthesize(
     with show_progress(quiet=False) as on_event:
         synthesize_into(spec, out, workers=workers or len(os.sched_getaffinity(0)), on_event=on_event)
     typer.echo(f"Wrote {out}. Look at it with: sottovoce corpus scan {out}")
+
+
+_NOT_PRIVATE = "NOT PRIVATE: privacy.mode is 'none', for research only. There is nothing to plan."
 
 
 def main() -> None:

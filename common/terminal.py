@@ -1,0 +1,48 @@
+"""Tables for a person at a terminal, from 80 columns up.
+
+Guarantees:
+  - Text is printed as text: nothing in it is taken for markup.
+  - Long text is folded onto further lines, never cut.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+Row = Mapping[str, Any]
+
+
+def print_lines(lines: Iterable[RenderableType]) -> None:
+    """Prints on standard output, each line as soon as it is there."""
+    console = Console(highlight=False)
+    for line in lines:
+        console.print(line)
+
+
+def table(title: str, rows: Iterable[Row]) -> Group:
+    """Returns rows of equal keys as a table under its title; integers stand to the right."""
+    listed: Sequence[Row] = list(rows)
+    found = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for name, value in listed[0].items():
+        found.add_column(name, justify="right" if isinstance(value, int) else "left", overflow="fold")
+    for row in listed:
+        found.add_row(*map(_cell, row.values()))
+    # The library's own titles are no wider than the table.
+    return Group("", Text(title, style="bold"), found) if title else Group("", found)
+
+
+def facts(rows: Row) -> Table:
+    """Returns names and what they stand for, one a line."""
+    found = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for name, value in rows.items():
+        found.add_row(name, Text(str(value), overflow="fold"))
+    return found
+
+
+def _cell(value: object) -> Text:
+    text = f"{value:,}" if isinstance(value, int) else "" if value is None else str(value)
+    return Text(text, overflow="fold")
