@@ -379,6 +379,27 @@ MUTANTS: tuple[Mutant, ...] = (
         new="def add_noise(total: object, noise_multiplier",
         test=f"{PRIVACY}/test_stages.py::test_every_wrong_order_is_refused_by_the_type_checker",
     ),
+    Mutant(
+        name="order-chosen-at-the-end",
+        trap="P10",
+        what="The filter takes whichever order flatters what was charged",
+        path="common/privacy/filter.py",
+        old="    total = math.fsum(charge.steps * _step(charge, order) for charge in charges)\n",
+        new="    charges = list(charges)\n"
+        "    sums = {a: math.fsum(c.steps * _step(c, a) for c in charges) for a in ORDERS}\n"
+        "    order = min(ORDERS, key=lambda a: sums[a] + _price(a, delta))\n"
+        "    total = sums[order]\n",
+        test=f"{LEDGER}/test_budget.py::test_the_order_is_the_openings_and_not_the_one_that_flatters_at_the_end",
+    ),
+    Mutant(
+        name="order-follows-the-cap",
+        trap="P10",
+        what="A cap that moved takes the filter's order along",
+        path="common/ledger/rule.py",
+        old="order=order_of(opened))",
+        new="order=fixed_order(cap, opened.delta))",
+        test=f"{LEDGER}/test_budget.py::test_a_cap_that_moves_does_not_move_the_order",
+    ),
 )
 
 

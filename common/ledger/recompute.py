@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sottovoce.common.ledger.entries import Approval, Charge, Entry, Reserve
-from sottovoce.common.ledger.rule import Accountant, decide, merged
+from sottovoce.common.ledger.rule import Accountant, decide, merged, order_of
 from sottovoce.common.ledger.state import Domain, Grant, State, drawn
 from sottovoce.common.privacy.filter import filter_epsilon
 
@@ -60,7 +60,7 @@ def _decide_again(state: State, index: int, approval: Approval, accountant: Acco
     decision = decide(
         state.promised(approval.domain),
         approval.charges,
-        delta=domain.opened.delta,
+        opened=domain.opened,
         cap=domain.cap,
         first=not domain.grants,
         accountant=accountant,
@@ -105,6 +105,7 @@ def _study(
 
 def _domain(state: State, name: str, domain: Domain, accountant: Accountant) -> dict[str, Any]:
     delta, promised, spent = domain.opened.delta, state.promised(name), state.spent(name)
+    by_filter = filter_epsilon(promised, delta, order=order_of(domain.opened))
     bare = state.without_noise(name)  # something left without any noise: there is no figure
     return {
         "domain": name,
@@ -114,7 +115,7 @@ def _domain(state: State, name: str, domain: Domain, accountant: Accountant) -> 
         "delta": delta,
         "cap": domain.cap,
         "epsilon_promised": None if bare else _epsilon(promised, delta, accountant),
-        "epsilon_promised_by_filter": None if bare else filter_epsilon(promised, delta),
+        "epsilon_promised_by_filter": None if bare else by_filter,
         "epsilon_spent": None if bare else _epsilon(spent, delta, accountant),
         "withdrawals": domain.withdrawals,
         "closed": domain.closed,

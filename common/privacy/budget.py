@@ -267,7 +267,7 @@ class Budget:
         decision = decide(
             self.state.promised(request.domain),
             request.charges,
-            delta=domain.opened.delta,
+            opened=domain.opened,
             cap=domain.cap,
             first=not domain.grants,
             accountant=self._accountant,

@@ -298,31 +298,31 @@ def pld_epsilon(charges, delta, grid):
     return total.get_epsilon_for_delta(left) if left > 0 else math.inf
 
 
-def filter_epsilon(charges, delta, _grid):
-    """The Renyi filter that decides across studies (Mironov et al. 2019, at integer orders)."""
+def filter_epsilon(charges, delta, opening_cap):
+    """The Renyi filter across studies (Mironov et al. 2019), at one order, fixed by how the domain was opened."""
 
-    def log_moment(noise, q, m, a):
+    def log_moment(noise, q, m):
         if m > 1:  # a bound: convexity over how many records are drawn
             c = a * (a - 1) / 2 / noise**2
             return add_logs([w + c * k * k for k, w in enumerate(log_binomial(m, q))])
         return add_logs([w + k * (k - 1) / 2 / noise**2 for k, w in enumerate(log_binomial(a, q))])
 
-    figures, parts = [], [(key, crowded(*key[:4]), steps) for key, steps in merged(charges)]
-    for a in ORDERS:
-        total = 0.0
-        for (_, q, _, m, noise), full, steps in parts:
-            terms = [math.log1p(-full) + log_moment(noise, q, m, a)] if full < 1 else []
-            terms += [math.log(full) + log_moment(noise / 2, q, m, a)] if full > 0 else []
-            total += steps * add_logs(terms) / (a - 1)
-        figures.append(total + math.log1p(-1 / a) - math.log(delta * a) / (a - 1))
-    return max(0.0, min(figures)) if parts else 0.0
+    price = {a: math.log1p(-1 / a) - math.log(delta * a) / (a - 1) for a in ORDERS}
+    a = max(ORDERS, key=lambda a: (opening_cap - price[a]) / a)  # not the order that flatters at the end
+    total, parts = 0.0, merged(charges)
+    for (n, q, cap, m, noise), steps in parts:
+        full = crowded(n, q, cap, m)
+        terms = [math.log(p) + log_moment(s, q, m) for p, s in ((full, noise / 2), (1 - full, noise)) if p]
+        total += steps * add_logs(terms) / (a - 1)
+    return max(0.0, total + price[a]) if parts else 0.0
 
 
 def figures(index, body, domain, grid):
     """Step 10 for one approval: the study's own epsilon, and the one that decided. Yields what is wrong."""
     found = {"epsilon": pld_epsilon(body["charges"], body["delta"], grid)}
-    again = pld_epsilon if body["decided_by"] == "pld" else filter_epsilon
-    found["domain_epsilon"] = again([*domain["before"], *body["charges"]], domain["delta"], grid)
+    together, by_pld = [*domain["before"], *body["charges"]], body["decided_by"] == "pld"
+    how = (pld_epsilon, grid) if by_pld else (filter_epsilon, domain["epsilon_cap"])
+    found["domain_epsilon"] = how[0](together, domain["delta"], how[1])
     for name, value in found.items():
         print(f"entry {index}: {name} recorded {body[name]:.6f}, computed {value:.6f}")
         if not -1e-9 <= body[name] - value <= 1e-3:

@@ -15,7 +15,7 @@ import pytest
 from sottovoce.common.ledger.export import export
 from sottovoce.common.ledger.store import HEAD_FILE, LEDGER_FILE
 from sottovoce.common.privacy.accountant import Event, epsilon
-from sottovoce.common.privacy.filter import Draws, filter_epsilon
+from sottovoce.common.privacy.filter import Draws, filter_epsilon, fixed_order
 from tests.fakes.ledgers import hospital, lived_in
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +87,9 @@ def test_its_figures_are_ours(numbers: dict[str, Any]) -> None:
     """The same grid here, so that it takes seconds; ten times finer in `simulations/bench/ledger.py`."""
     charge = {"what": "update", "n_patients": 2000, "records_per_patient": 1, **numbers}
     draws = Draws(**{name: value for name, value in charge.items() if name != "what"})
-    assert AUDITOR.filter_epsilon([charge], 1e-5, 0) == pytest.approx(filter_epsilon([draws], 1e-5), abs=1e-9)
+    for cap in (0.5, 3.0, 10.0):
+        by_filter = filter_epsilon([draws], 1e-5, order=fixed_order(cap, 1e-5))
+        assert AUDITOR.filter_epsilon([charge], 1e-5, cap) == pytest.approx(by_filter, abs=1e-9)
     event = Event(**{"cap": None, **{name: value for name, value in charge.items() if name != "what"}})
     ours = epsilon([event], 1e-5, grid=1e-3)
     assert AUDITOR.pld_epsilon([charge], 1e-5, 1e-3) == pytest.approx(ours, abs=1e-4)
@@ -119,8 +121,20 @@ def test_a_recorded_figure_that_is_too_low_is_found() -> None:
         "epsilon": 1.8,
         "domain_epsilon": 9.0,
     }
-    found = list(AUDITOR.figures(3, body, {"before": [], "delta": 1e-5}, 1e-3))
+    found = list(AUDITOR.figures(3, body, {"before": [], "delta": 1e-5, "epsilon_cap": 3.0}, 1e-3))
     assert [finding[:2] for finding in found] == [(10, "entry 3"), (10, "entry 3")]
+
+
+@pytest.mark.parametrize(("cap_of_the_order", "wrong"), [(3.0, 0), (8.0, 1)])
+def test_an_order_that_followed_a_raised_cap_is_found(cap_of_the_order: float, wrong: int) -> None:
+    numbers = {"noise_multiplier": 1.5, "sampling_prob": 0.25, "steps": 8}
+    charges = [{"what": "update", "n_patients": 2000, "records_per_patient": 1, **numbers}]
+    draws = Draws(n_patients=2000, **numbers)  # type: ignore[arg-type]
+    recorded = filter_epsilon([draws], 1e-5, order=fixed_order(cap_of_the_order, 1e-5))
+    body = {"charges": charges, "delta": 1e-5, "decided_by": "rdp_filter", "domain_epsilon": recorded}
+    body["epsilon"] = AUDITOR.pld_epsilon(charges, 1e-5, 1e-3)
+    raised = {"before": [], "delta": 1e-5, "epsilon_cap": 3.0, "cap": 8.0}
+    assert len(list(AUDITOR.figures(9, body, raised, 1e-3))) == wrong
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

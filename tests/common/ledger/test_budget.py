@@ -15,7 +15,7 @@ from sottovoce.common.ledger.store import LEDGER_FILE, Ledger
 from sottovoce.common.ledger.verify import entries_of
 from sottovoce.common.privacy import budget
 from sottovoce.common.privacy.budget import Budget, Denied, Granted, Reserved
-from sottovoce.common.privacy.filter import filter_epsilon
+from sottovoce.common.privacy.filter import ORDERS, filter_epsilon, fixed_order
 from tests.fakes import ledger_schedules
 from tests.fakes.faulty_disk import FaultyDisk, FaultyFolder
 from tests.fakes.ledger_schedules import Broken, run_schedule
@@ -65,7 +65,7 @@ def test_studies_add_up_in_their_domain_by_the_filter() -> None:
     granted = [answer for answer in answers if isinstance(answer, Granted)]
     assert 1 < len(granted) < 30
     together = merged(site.budget.state.promised(DOMAIN))
-    assert filter_epsilon(together, 1e-5) <= 3.0 < filter_epsilon([*together, *charges], 1e-5)
+    assert by_filter(together) <= 3.0 < by_filter([*together, *charges])
     assert all(answer.approval.decided_by == "rdp_filter" for answer in granted)
 
 
@@ -74,7 +74,7 @@ def test_pld_decides_for_the_first_study_alone_and_never_gives_back() -> None:
     between = next(
         charge
         for charge in (charge_of(steps) for steps in range(4, 64))
-        if filter_epsilon([charge], 1e-5) > 3.0 >= ACCOUNTANT.epsilon([charge], 1e-5)
+        if by_filter([charge]) > 3.0 >= ACCOUNTANT.epsilon([charge], 1e-5)
     )
     answer = site.approve(charges=[between])
     assert isinstance(answer, Granted)
@@ -82,6 +82,32 @@ def test_pld_decides_for_the_first_study_alone_and_never_gives_back() -> None:
     site.budget.close_study(answer.grant, "stopped early, nothing drawn")
     assert merged(site.budget.state.promised(DOMAIN)) == merged([between])
     assert isinstance(site.approve(study=OTHER_STUDY, charges=[CHEAP]), Denied)
+
+
+def test_the_order_is_the_openings_and_not_the_one_that_flatters_at_the_end() -> None:
+    site = Site()
+    site.grant(charges=[charge_of(1, 4.0)])
+    sparse = charge_of(50, 0.8, sampling_prob=0.01)
+    together = [*site.budget.state.promised(DOMAIN), sparse]
+    flattered = min(filter_epsilon(together, 1e-5, order=order) for order in ORDERS)
+    assert flattered <= 3.0 < by_filter(together)
+    assert isinstance(site.approve(study=OTHER_STUDY, charges=[sparse]), Denied)
+
+
+def test_a_cap_that_moves_does_not_move_the_order() -> None:
+    site = Site()
+    site.grant(charges=[charge_of(1, 4.0)])
+    raised = replace(hospital().policy().domains[0], epsilon_cap=8.0)
+    adopt(hospital().policy(version=2, domains=(raised,), max_epsilon_per_study=8.0), site.ledger)
+    answer = site.approve(study=OTHER_STUDY, charges=[CHEAP])
+    assert isinstance(answer, Granted)
+    together = site.budget.state.promised(DOMAIN)
+    assert answer.approval.domain_epsilon == by_filter(together)
+    assert answer.approval.domain_epsilon != by_filter(together, opening_cap=8.0)
+
+
+def by_filter(charges: Any, opening_cap: float = 3.0) -> float:
+    return filter_epsilon(charges, 1e-5, order=fixed_order(opening_cap, 1e-5))
 
 
 def test_a_study_that_ends_early_gives_back_what_it_has_not_drawn() -> None:
@@ -263,7 +289,8 @@ def test_the_rule_counts_steps_of_equal_mechanisms_together() -> None:
     assert merged([charge_of(2), charge_of(4, what="other"), charge_of(1, 3.0)]) == merged(
         [charge_of(1, 3.0), charge_of(6)]
     )
-    decision = decide([], [CHEAP], delta=1e-5, cap=3.0, first=True, accountant=ACCOUNTANT)
+    opened = Site().budget.state.domains[DOMAIN].opened
+    decision = decide([], [CHEAP], opened=opened, cap=3.0, first=True, accountant=ACCOUNTANT)
     assert decision.allowed
 
 

@@ -1,8 +1,10 @@
 """Claims of the smaller parts: keys, checkpoints, witness, recompute, show, export, outbox, filter."""
 
+import itertools
 import math
 import stat
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from sottovoce.common.ledger.store import HEAD_FILE, LEDGER_FILE
 from sottovoce.common.ledger.verify import entries_of
 from sottovoce.common.ledger.witness import proof_since, witness
 from sottovoce.common.privacy.accountant import Event, rdp_epsilon
-from sottovoce.common.privacy.filter import ORDERS, Draws, filter_epsilon
+from sottovoce.common.privacy.filter import ORDERS, Draws, filter_epsilon, fixed_order
 from tests.fakes.faulty_disk import FaultyDisk, FaultyFolder
 from tests.fakes.ledgers import ACCOUNTANT, DOMAIN, PERSON, STUDY, hospital, lived_in
 
@@ -246,7 +248,9 @@ def test_the_outbox_gives_back_what_it_was_given(tmp_path: Path) -> None:
 @pytest.mark.parametrize("noise", [0.7, 1.0, 2.0, 8.0])
 @pytest.mark.parametrize("q", [0.01, 0.2, 1.0])
 def test_the_filter_is_never_below_the_accountants_rdp_and_close_to_it(noise: float, q: float) -> None:
-    ours = filter_epsilon([Draws(noise_multiplier=noise, sampling_prob=q, steps=100, n_patients=5000)], 1e-5)
+    draws = [Draws(noise_multiplier=noise, sampling_prob=q, steps=100, n_patients=5000)]
+    at_every_order = [filter_epsilon(draws, 1e-5, order=order) for order in ORDERS]
+    ours = min(at_every_order)  # nobody may decide by it: the order is fixed beforehand
     event = Event(noise_multiplier=noise, sampling_prob=q, steps=100, cap=None, n_patients=5000)
     theirs = rdp_epsilon([event], 1e-5).epsilon  # the same bound, at fractional orders as well
     # Where epsilon is above 10 the best order is below 2, and whole orders pay for it.
@@ -255,14 +259,28 @@ def test_the_filter_is_never_below_the_accountants_rdp_and_close_to_it(noise: fl
 
 def test_the_filter_grows_with_every_charge_with_crowded_draws_and_with_records() -> None:
     one = Draws(noise_multiplier=2.0, sampling_prob=0.1, steps=50, n_patients=1000)
-    base = filter_epsilon([one], 1e-5)
-    assert filter_epsilon([], 1e-5) == 0.0
-    assert filter_epsilon([one, one], 1e-5) > base
-    roomy, tight = (filter_epsilon([replace(one, cap=cap)], 1e-5) for cap in (200, 100))
+    at_six = partial(filter_epsilon, delta=1e-5, order=6)
+    base = at_six([one])
+    assert at_six([]) == 0.0
+    assert at_six([one, one]) > base
+    roomy, tight = (at_six([replace(one, cap=cap)]) for cap in (200, 100))
     assert base <= roomy < tight
-    assert filter_epsilon([replace(one, cap=1000)], 1e-5) == base
-    assert filter_epsilon([replace(one, records_per_patient=4)], 1e-5) > base
+    assert at_six([replace(one, cap=1000)]) == base
+    assert at_six([replace(one, records_per_patient=4)]) > base
     assert all(isinstance(order, int) for order in ORDERS)
+
+
+@pytest.mark.parametrize("cap", [0.5, 3.0, 8.0])
+@pytest.mark.parametrize("delta", [1e-6, 1e-5, 0.03])
+def test_the_order_lets_gaussian_steps_reach_as_far_as_any_order(cap: float, delta: float) -> None:
+    def fits(steps: int, order: int) -> bool:
+        draws = Draws(noise_multiplier=30.0, sampling_prob=1.0, steps=steps, n_patients=5000)
+        return filter_epsilon([draws], delta, order=order) <= cap
+
+    chosen = fixed_order(cap, delta)
+    most = next(steps for steps in itertools.count(1) if not fits(steps, chosen)) - 1
+    assert most > 0
+    assert not any(fits(most + 1, order) for order in ORDERS)
 
 
 def test_the_probability_of_a_full_draw_is_that_of_the_binomial() -> None:
