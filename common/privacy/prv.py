@@ -32,7 +32,8 @@ def bracket(events: Sequence[Event], delta: float) -> tuple[float, float] | None
         return None
     if not parts:
         return 0.0, 0.0
-    lower, upper = _bracket(parts, delta), _bracket(parts, left)
+    lower = _bracket(parts, delta)
+    upper = lower if left == delta else _bracket(parts, left)
     return None if lower is None or upper is None else (max(0.0, lower[0]), upper[1])
 
 

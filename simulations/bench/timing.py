@@ -8,7 +8,9 @@ import sys
 import time
 import venv
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +110,36 @@ def _sample(turn: Turn) -> Sample:
     )
 
 
+def clocked(work: Callable[[], Sequence[Row]]) -> list[Row]:
+    """Returns what `work` found, with what it took, and tells it at once: a long run may be interrupted."""
+    began = time.perf_counter()
+    rows = list(work())
+    took = f"{time.perf_counter() - began:,.0f} s"
+    rows[:1] = [replace(row, note=f"{row.note}; {took}" if row.note else took) for row in rows[:1]]
+    for row in rows:
+        print(row.as_table(), file=sys.stderr, flush=True)
+    return rows
+
+
+def n_workers() -> int:
+    """Returns how many processes the long proofs may keep busy: SOTTOVOCE_BENCH_WORKERS, or one for each core."""
+    return int(os.environ.get("SOTTOVOCE_BENCH_WORKERS", 0)) or os.cpu_count() or 1
+
+
+def processes() -> ProcessPoolExecutor:
+    """Returns fresh processes, as many as may be busy."""
+    return ProcessPoolExecutor(n_workers(), mp_context=get_context("spawn"))
+
+
 def report(rows: Sequence[Row], **facts: Any) -> dict[str, Any]:
     """Returns a benchmark's result with the machine's state."""
     one, five, _ = os.getloadavg()
-    machine = {"cores": os.cpu_count(), "load_1_min": round(one, 2), "load_5_min": round(five, 2)}
+    machine = {
+        "cores": os.cpu_count(),
+        "workers": n_workers(),
+        "load_1_min": round(one, 2),
+        "load_5_min": round(five, 2),
+    }
     return {"rows": [row.as_table() for row in rows], "machine": machine, **facts}
 
 
