@@ -24,7 +24,11 @@ MAX_POLICY_BYTES = 50_000
 
 def load(path: Path) -> Policy:
     """Reads a policy file. Raises: PolicyError with every problem."""
-    return loads(_text_of(path))
+    text = _text_of(path)
+    try:
+        return loads(text)
+    except PolicyError as error:
+        raise PolicyError(f"{path}: {error}") from None
 
 
 def loads(text: str) -> Policy:

@@ -312,7 +312,7 @@ def decode(data: bytes) -> Entry:
     problems: list[str] = []
     entry = build(Entry, table, "entry", problems)
     if entry is None:
-        raise EntryError(problems[0])
+        raise EntryError(problems[0].rstrip("."))
     if encode(entry) != data:
         raise EntryError("expected the canonical encoding: sorted keys, no spaces, no repeated key")
     return entry

@@ -51,8 +51,8 @@ def read_ledger(folder: Path) -> LedgerFiles:
 
 def read_note(path: Path) -> str:
     """Reads a checkpoint that somebody kept. Raises: LedgerError for any other file."""
+    text = _bytes_of(path, MAX_NOTE_BYTES).decode(errors="replace")
     try:
-        text = _bytes_of(path, MAX_NOTE_BYTES).decode(errors="replace")
         checkpoints.parse(text)
     except LedgerError as error:
         raise LedgerError(f"{path}: {error}") from None
@@ -111,7 +111,7 @@ def _no_ledger(folder: Path) -> str:
         return f"{folder}: expected a ledger; there is no {LEDGER_FILE} in this folder."
     more = "\n  …" if len(further) > MOST_NAMED else ""
     named = "\n  ".join(further[:MOST_NAMED])
-    return f"{folder}: expected one ledger; came a folder of several. Name one of:\n  {named}{more}"
+    return f"{folder}: expected a ledger; there is none in this folder itself. Name one further down:\n  {named}{more}"
 
 
 def _further(folder: Path) -> Iterator[Path]:

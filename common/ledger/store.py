@@ -312,7 +312,7 @@ class Ledger:
         if move is None and self.state.place != self._place():
             raise LedgerError(
                 "This ledger was copied or moved: it lives elsewhere. If it was moved, and the original is gone, "
-                "a named person declares it."
+                "a named person declares it with `sottovoce ledger move`."
             )
 
     def _check_seen(self, seen: SignedCheckpoint) -> None:

@@ -172,7 +172,10 @@ def noise_for(target_epsilon: float, delta: float, event: Event, *, spent: Seque
 
     # Multiples of 0.1 %, as exponents of 1.001; a coarse grid finds the place, the fine one has the last word.
     low, high = math.ceil(math.log(0.05) / math.log(1.001)), math.floor(math.log(1e5) / math.log(1.001))
-    first = _first(low, high, within, guess=_near(figure, target_epsilon, low, high), width=2)
+    reachable = within(high)  # asked first: the search would ask it last
+    first = None
+    if reachable:
+        first = _first(low, high, within, guess=_near(figure, target_epsilon, low, high), width=2)
     while first is not None and not within(first, GRID):
         first = first + 1 if first < high else None
     if first is None:
@@ -181,16 +184,6 @@ def noise_for(target_epsilon: float, delta: float, event: Event, *, spent: Seque
             "sampling_prob, or a larger target."
         )
     return math.ceil(1.001**first * 1e4) / 1e4
-
-
-def steps_left(cap: float, delta: float, event: Event, *, spent: Sequence[Event] = ()) -> int:
-    """Returns how many steps of `event` fit under `cap` after `spent` (at most 10 million; 0 when spent out)."""
-
-    def exceeds(steps: int) -> bool:
-        return epsilon([*spent, replace(event, steps=steps)], delta) > cap
-
-    first = _first(1, 10_000_000, exceeds, guess=max(1, event.steps))
-    return 10_000_000 if first is None else first - 1
 
 
 def _near(figure: Callable[[int], float], target: float, low: int, high: int) -> int:

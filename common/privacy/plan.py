@@ -13,9 +13,10 @@ It does not cover: a patient under two ids, other voices in a recording, feature
 patients' recordings, what was published elsewhere, nor how long training took.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -33,7 +34,6 @@ from sottovoce.common.privacy_specs import (
     LocalPrivacy,
     NoPrivacy,
     PrivacySpec,
-    largest_delta,
     weaknesses,
 )
 
@@ -77,12 +77,8 @@ class Cost:
 
     def sentence(self) -> str:
         """Returns the figure as one line, with what belongs beside it."""
-        said = f"epsilon {self.epsilon:.2f} at delta {self.delta:g} for each patient"
-        if self.delta > USUAL_DELTA:
-            said += f" (epsilon {self.epsilon_at_usual_delta:.2f} at {USUAL_DELTA:g})"
-        if self.weak:
-            said += f"; weak: {'; '.join(self.weak)}"
-        return f"{SIMULATED}; this study would cost {said}" if self.simulated else said
+        usual = self.epsilon_at_usual_delta
+        return _sentence(self.epsilon, self.delta, usual, weak=self.weak, simulated=self.simulated)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,36 +228,26 @@ def stamp(spec: PrivacySpec, rounds: int, *, n_counts: int = 0) -> str:
     """Returns what every artefact of a study says of its privacy, in one line."""
     if isinstance(spec, NoPrivacy):
         return NOT_PRIVATE
-    return cost(spec, rounds, n_counts=n_counts).sentence()
+    charged, delta = events(spec, rounds, n_counts=n_counts), spec.delta
+    usual = accountant.epsilon(charged, min(delta, USUAL_DELTA))
+    figure = accountant.epsilon(charged, delta)
+    return _sentence(figure, delta, usual, weak=weaknesses(spec), simulated=spec.seeded_noise)
 
 
-def plan_tables(
-    spec: LocalPrivacy,
-    rounds: int,
-    *,
-    n_counts: int = 0,
-    target_epsilon: float | None = None,
-    spent: Sequence[Event] = (),
-    cap: float | None = None,
-) -> dict[str, Any]:
-    """Answers, before anything runs, what a study costs and what else could be had: plain data for printing.
+def _sentence(
+    epsilon: float, delta: float, at_usual_delta: float, *, weak: Sequence[str], simulated: bool
+) -> str:
+    said = f"epsilon {_rounded_up(epsilon)} at delta {delta:g} for each patient"
+    if delta > USUAL_DELTA:
+        said += f" (epsilon {_rounded_up(at_usual_delta)} at {USUAL_DELTA:g})"
+    if weak:
+        said += f"; weak: {'; '.join(weak)}"
+    return f"{SIMULATED}; this study would cost {said}" if simulated else said
 
-    `study`: the cost. `noise`: the noise multiplier for each target epsilon (the one asked for, or 1, 3 and 8).
-    `rounds_left`: under `cap` after `spent`. `deltas`: epsilon at other deltas. `patients`: epsilon if more or
-    fewer patients took part, with the same expected draw and the delta that their number calls for.
-    """
-    return {
-        "study": _study_table(spec, rounds, cost(spec, rounds, n_counts=n_counts)),
-        "noise": _noise_table(
-            spec, rounds, n_counts, [target_epsilon] if target_epsilon else [1.0, 3.0, 8.0]
-        ),
-        "rounds_left": None if cap is None else _rounds_left(spec, spent, cap),
-        "deltas": [
-            {"delta": delta, "epsilon": epsilon}
-            for delta, epsilon in accountant.curve(events(spec, rounds, n_counts=n_counts), _deltas(spec))
-        ],
-        "patients": [_with_patients(spec, rounds, n_counts, factor) for factor in (0.25, 0.5, 1.0, 2.0, 4.0)],
-    }
+
+def _rounded_up(epsilon: float) -> str:
+    """An upper bound that was rounded to the nearest would be none."""
+    return f"{math.ceil(100 * epsilon) / 100:.2f}" if math.isfinite(epsilon) else "inf"
 
 
 def _check_source(spec: LocalPrivacy, source: Source) -> None:
@@ -285,75 +271,3 @@ def _draw_recordings(spec: LocalPrivacy, owners: Indices, source: Source, withdr
 def _decoded(noisy: NoisySum, expected_units: float) -> PrivateUpdate:
     values = noisy.values * (noisy.grid_step / expected_units)
     return PrivateUpdate(values=values.astype(np.float32), steps=1, simulated=noisy.simulated)
-
-
-def _study_table(spec: LocalPrivacy, rounds: int, figures: Cost) -> dict[str, Any]:
-    return {
-        "sentence": figures.sentence(),
-        "unit": spec.unit,
-        "rounds": rounds,
-        "steps": spec.steps_in(rounds),
-        "spare_rounds": spec.spare_rounds,
-        "evaluation_counts": [vars(event) for event in figures.events[1:]],
-        "noise_multiplier": spec.noise_multiplier,
-        "sampling_prob": spec.sampling_prob,
-        "draw_cap": spec.draw_cap,
-        "delta": figures.delta,
-        "epsilon": figures.epsilon,
-        "replace_one": figures.replace_one,
-        "rdp": figures.rdp.epsilon,
-        "rdp_dropped_orders": list(figures.rdp.dropped_orders),
-        "prv": None if figures.prv is None else list(figures.prv),
-        "by_sites": list(figures.by_sites),
-        "record_epsilon": figures.record_epsilon,
-        "epsilon_at_usual_delta": figures.epsilon_at_usual_delta,
-        "weak": list(figures.weak),
-        "adjacency": figures.guarantee.adjacency,
-        "adversary_view": figures.guarantee.adversary_view,
-    }
-
-
-def _noise_table(
-    spec: LocalPrivacy, rounds: int, n_counts: int, targets: Sequence[float]
-) -> list[Mapping[str, float | None]]:
-    event, counts = training_event(spec, spec.steps_in(rounds)), counts_events(spec, n_counts)
-    rows: list[Mapping[str, float | None]] = []
-    for target in targets:
-        try:
-            noise: float | None = accountant.noise_for(target, spec.delta, event, spent=counts)
-        except PrivacyError:
-            noise = None  # no noise reaches it: an answer, printed as such
-        rows.append({"epsilon": target, "noise_multiplier": noise})
-    return rows
-
-
-def _rounds_left(spec: LocalPrivacy, spent: Sequence[Event], cap: float) -> dict[str, float]:
-    event = training_event(spec, 1)
-    steps = accountant.steps_left(cap, spec.delta, event, spent=spent)
-    return {"cap": cap, "rounds": steps // spec.steps_per_round, "steps": steps}
-
-
-def _deltas(spec: LocalPrivacy) -> list[float]:
-    powers = [10.0**-k for k in range(2, 10)]
-    return sorted(
-        {spec.delta, *(d for d in powers if d < largest_delta(spec.n_patients_public))}, reverse=True
-    )
-
-
-def _with_patients(spec: LocalPrivacy, rounds: int, n_counts: int, factor: float) -> dict[str, float]:
-    n_patients = max(2, round(spec.n_patients_public * factor))
-    # Just below N^-1.1, by 1 %: the rule asks for less, not for equal.
-    delta = min(spec.delta, 0.99 * largest_delta(n_patients))
-    other = replace(
-        spec,
-        n_patients_public=n_patients,
-        sampling_prob=min(1.0, spec.sampling_prob * spec.n_patients_public / n_patients),
-        cap=None,
-        delta=delta,
-    )
-    return {
-        "n_patients": n_patients,
-        "sampling_prob": other.sampling_prob,
-        "delta": delta,
-        "epsilon": accountant.epsilon(events(other, rounds, n_counts=n_counts), delta),
-    }

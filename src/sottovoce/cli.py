@@ -145,6 +145,7 @@ def study_new(
 def study_check(study: StudyFile, as_json: AsJson = False) -> None:
     """Say everything that is wrong with a study file; exit 0 if nothing is."""
     from sottovoce.common.errors import StudyError
+    from sottovoce.common.privacy.plan import stamp
     from sottovoce.common.study import load
 
     try:
@@ -154,10 +155,12 @@ def study_check(study: StudyFile, as_json: AsJson = False) -> None:
             typer.echo(json.dumps({"ok": False, "problems": error.problems}, indent=2))
             raise typer.Exit(2) from None
         raise
+    said = stamp(loaded.privacy, loaded.federation.rounds, n_counts=loaded.n_evaluations)
     if as_json:
-        typer.echo(json.dumps({"ok": True, "name": loaded.name, "digest": loaded.digest()}, indent=2))
+        described = {"ok": True, "name": loaded.name, "digest": loaded.digest(), "privacy": said}
+        typer.echo(json.dumps(described, indent=2))
     else:
-        typer.echo(f"{study}: no problems. NOT PRIVATE: privacy.mode is 'none', for research only.")
+        typer.echo(f"{study}: no problems. {said}")
 
 
 @study_app.command("digest")

@@ -18,7 +18,6 @@ from sottovoce.common.privacy.accountant import (
     noise_for,
     per_record,
     rdp_epsilon,
-    steps_left,
 )
 from sottovoce.simulations.bench import second_accountant
 from tests.fakes.privacy import an_event
@@ -166,14 +165,6 @@ def test_the_noise_for_a_target_meets_it_and_barely() -> None:
 def test_no_noise_reaches_a_target_that_is_spent_already() -> None:
     with pytest.raises(PrivacyError, match="No noise reaches epsilon=1"):
         noise_for(1.0, DELTA, an_event(), spent=[an_event()])
-
-
-def test_steps_left_fill_the_cap_and_not_one_more() -> None:
-    spent = [an_event(steps=100)]
-    left = steps_left(3.0, DELTA, an_event(), spent=spent)
-    assert epsilon([*spent, an_event(steps=left)], DELTA) <= 3.0
-    assert epsilon([*spent, an_event(steps=left + 1)], DELTA) > 3.0
-    assert steps_left(1.0, DELTA, an_event(), spent=[an_event()]) == 0
 
 
 # --- numbers that no accountant can take -------------------------------------------------------------------------

@@ -1,16 +1,14 @@
 """The parts together: what leaves, what it costs, and what is refused."""
 
-import json
-import math
-
 import numpy as np
 import pytest
 
 from sottovoce.common.errors import PrivacyError
 from sottovoce.common.privacy.accountant import epsilon
-from sottovoce.common.privacy.plan import after_steps, cost, draw, events, plan_tables, release
+from sottovoce.common.privacy.plan import after_steps, cost, draw, events, release, stamp
 from sottovoce.common.privacy.source import SecretSource, SimulatedNoise_NotPrivate
 from sottovoce.common.privacy.stages import PatientGradients, PrivateUpdate
+from sottovoce.common.privacy_specs import NoPrivacy
 from tests.fakes.privacy import a_spec, some_gradients
 
 
@@ -134,6 +132,16 @@ def test_a_cost_says_everything_that_belongs_beside_the_figure() -> None:
     assert "add or remove one patient" in figures.guarantee.adjacency
 
 
+def test_a_stamp_is_the_sentence_of_the_cost_and_is_rounded_up() -> None:
+    spec = a_spec(noise_multiplier=2.3)
+    assert stamp(spec, 20) == cost(spec, 20).sentence()
+    figure = epsilon(events(spec, 20), spec.delta)
+    printed = float(stamp(spec, 20).split()[1])
+    assert printed - 0.01 < figure <= printed
+    assert figure < printed - 0.005, "the nearest would be no upper bound: this case would show nothing else"
+    assert stamp(NoPrivacy(mode="none"), 20) == "NOT PRIVATE"
+
+
 def test_a_small_population_prints_weak_and_the_figure_at_the_usual_delta() -> None:
     spec = a_spec(
         n_patients_public=20, sampling_prob=0.5, expected_patients=10.0, delta=0.03, small_population=True,
@@ -141,7 +149,8 @@ def test_a_small_population_prints_weak_and_the_figure_at_the_usual_delta() -> N
     )  # fmt: skip
     figures = cost(spec, 5)
     assert figures.epsilon_at_usual_delta > 2 * figures.epsilon
-    assert f"epsilon {figures.epsilon_at_usual_delta:.2f} at 1e-05" in figures.sentence()
+    assert figures.epsilon_at_usual_delta == pytest.approx(2.294, abs=1e-3)
+    assert "(epsilon 2.30 at 1e-05)" in figures.sentence()
     assert "weak: 20 patients at most" in figures.sentence()
 
 
@@ -151,13 +160,3 @@ def test_unit_utterance_is_charged_as_the_patient() -> None:
     assert figures.record_epsilon is not None
     assert figures.epsilon > 3 * figures.record_epsilon
     assert figures.epsilon == epsilon(events(spec, 2), spec.delta)
-
-
-def test_the_tables_of_a_plan_are_plain_data() -> None:
-    tables = plan_tables(a_spec(noise_multiplier=4.0), 2, target_epsilon=1.0, cap=2.0)
-    assert json.loads(json.dumps(tables)) == tables
-    assert tables["noise"][0]["noise_multiplier"] == pytest.approx(1.736, abs=0.005)
-    assert tables["rounds_left"]["rounds"] > 2
-    by_patients = [row["epsilon"] for row in tables["patients"]]
-    assert by_patients == sorted(by_patients, reverse=True)
-    assert all(math.isfinite(row["epsilon"]) for row in tables["deltas"])

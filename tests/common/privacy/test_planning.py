@@ -1,0 +1,64 @@
+"""Claims of the planning: plain data, upper bounds, and the rounds that the hard stop would allow."""
+
+import json
+import math
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from sottovoce.common.ledger.entries import Charge
+from sottovoce.common.privacy.plan import cost, events
+from sottovoce.common.privacy.planning import fresh_room, misfits, rounds_left, tables
+from tests.fakes.ledgers import ACCOUNTANT, charge_of
+from tests.fakes.privacy import a_spec
+
+ROOM = fresh_room(a_spec(n_patients_public=2000), 3.0)
+
+
+def test_the_tables_of_a_plan_are_plain_data_and_upper_bounds() -> None:
+    spec = a_spec(noise_multiplier=4.0)
+    found = dict(tables(spec, 2, target_epsilon=1.0))
+    assert json.loads(json.dumps(found)) == found
+    assert found["noise"] == [{"epsilon": 1.0, "noise_multiplier": pytest.approx(1.736, abs=0.005)}]
+    by_patients = [row["epsilon"] for row in found["patients"]]
+    assert by_patients == sorted(by_patients, reverse=True)
+    assert by_patients[2] == cost(spec, 2).epsilon == found["study"]["epsilon"]
+    assert all(math.isfinite(row["epsilon"]) for row in found["deltas"])
+    assert "other voices" in found["promise"]["not_covered"]
+    assert found["study"]["steps"] == sum(event.steps for event in events(spec, 2))
+
+
+def test_a_target_that_no_noise_reaches_is_an_answer() -> None:
+    counts = a_spec(counts_noise_multiplier=4.0)  # one release of them costs more alone
+    found = tables(counts, 1, n_counts=1, target_epsilon=0.5)
+    noise = next(table for name, table in found if name == "noise")
+    assert noise == [{"epsilon": 0.5, "noise_multiplier": None}]
+
+
+def test_one_round_more_than_are_left_would_be_denied() -> None:
+    def charges(rounds: int, more: int = 0) -> list[Charge]:
+        return [charge_of(4 * (rounds + more))]
+
+    for room in (ROOM, replace(ROOM, promised=(charge_of(6),), first=False)):
+        rounds, decision = rounds_left(charges, room, ACCOUNTANT)
+        assert rounds > 0
+        assert decision.allowed
+        assert decision.domain_epsilon <= room.cap
+        none, denied = rounds_left(partial(charges, more=rounds), room, ACCOUNTANT)
+        assert none == 0
+        assert not denied.allowed
+
+
+def test_what_was_promised_leaves_fewer_rounds_and_takes_the_filters_word() -> None:
+    first, by_first = rounds_left(lambda n: [charge_of(4 * n)], ROOM, ACCOUNTANT)
+    later = replace(ROOM, promised=(charge_of(6),), first=False)
+    then, by_then = rounds_left(lambda n: [charge_of(4 * n)], later, ACCOUNTANT)
+    assert (by_first.decided_by, by_then.decided_by) == ("pld", "rdp_filter")
+    assert 0 < then < first
+
+
+def test_a_study_that_a_domain_would_deny_whatever_it_costs_is_told_why() -> None:
+    assert misfits(a_spec(n_patients_public=2000), ROOM.opened) == []
+    found = misfits(a_spec(delta=9e-5, small_population=True), ROOM.opened)
+    assert [line.split(":")[0] for line in found] == ["privacy.n_patients_public", "privacy.delta"]
