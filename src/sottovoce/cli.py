@@ -1,6 +1,7 @@
 """The one console command. Wiring only: every command reads its arguments, calls one function, prints.
 
-Exit status: 0 done; 2 something the user can mend (one clear message on standard error); 130 interrupted.
+Exit status: 0 done; 1 a check that was asked for has failed; 2 something the user can mend (one clear message on
+standard error); 130 interrupted.
 Modules are imported inside commands, so that `sottovoce --help` need not wait for torch.
 """
 
@@ -100,6 +101,28 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder
 
     write_report(run)
     _print_run(run)
+
+
+@app.command()
+def audit(
+    path: Annotated[Path, typer.Argument(metavar="RUN_OR_LEDGER", help="A run folder, or a ledger's.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write; into that folder by default.")] = None,
+    public_key: Annotated[
+        str | None, typer.Option(metavar="HEX", help="The site's first key, as it reached you otherwise.")
+    ] = None,
+    seen: Annotated[
+        list[Path], typer.Option(metavar="FILE", help="A checkpoint that somebody else kept; repeatable.")
+    ] = [],  # noqa: B006 - Typer copies it
+    as_json: AsJson = False,
+) -> None:
+    """Judge a ledger or a run for a compliance officer: audit.html and audit.json. Exit 1 where a check fails."""
+    from rich.console import Console
+
+    from sottovoce.server.audit import terminal, write_audit
+
+    written = write_audit(path, out=out, public_key=public_key, seen=seen)
+    typer.echo(written.document, nl=False) if as_json else Console().print(terminal(written))
+    raise typer.Exit(0 if written.ok else 1)
 
 
 @app.command()

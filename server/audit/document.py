@@ -1,0 +1,647 @@
+"""What an audit finds in one ledger: plain facts, computed from its entries, without a word of layout.
+
+Guarantees:
+  - No recorded figure is shown without the one that is computed here.
+  - `ok` needs both: every step of the verification, and every figure.
+  - A damaged ledger gives the facts of the entries before the damage; those behind it are listed, and count for
+    nothing. The figures of a ledger that did not verify are lower bounds, and `lower_bounds` says so.
+  - No bytes of a ledger make this raise.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sottovoce.common.config import as_plain
+from sottovoce.common.errors import PrivacyError
+from sottovoce.common.ledger.entries import (
+    AccountedBy,
+    Approval,
+    Burn,
+    CapChange,
+    Charge,
+    Denial,
+    DomainOpened,
+    Entry,
+    EntryError,
+    Genesis,
+    KeyRotation,
+    Moved,
+    PolicyVersion,
+    Recovery,
+    Reserve,
+    Withdrawal,
+    decode,
+    split,
+)
+from sottovoce.common.ledger.reader import Reader, lines_of
+from sottovoce.common.ledger.recompute import recompute
+from sottovoce.common.ledger.rule import Accountant, merged
+from sottovoce.common.ledger.show import charge_in_words, in_words
+from sottovoce.common.ledger.state import State, policy_digest
+from sottovoce.common.ledger.verify import verify
+from sottovoce.common.privacy import accountant as pld
+from sottovoce.common.privacy.budget import PldAccountant, event_of
+from sottovoce.common.privacy_specs import FEW_PATIENTS, USUAL_DELTA
+from sottovoce.server.audit.sources import LedgerFiles, Seen
+
+NOT_PRIVATE = "NOT PRIVATE"
+SIMULATED = "SIMULATED NOISE, NOT PRIVATE"
+N_POINTS = 10  # of a curve; each is a composition of its own, some tenths of a second
+MAX_UNJUDGED = 1000  # rows behind a damage; a hostile file may have any number of them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """After so many releases: the spent epsilon."""
+
+    releases: int
+    entry: int
+    epsilon: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapFrom:
+    """The cap after so many releases, until the next such."""
+
+    releases: int
+    cap: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class InSites:
+    """What a patient has given away, and may have to, who is in so many sites that all do what this one did."""
+
+    sites: int
+    spent: float
+    promised: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainFacts:
+    """One enrolment period's account. Figures are None where something left without any noise.
+
+    `counts_against_cap` is the figure of the rule that decided last; `promised` is everything approved, by PLD.
+    """
+
+    domain: str
+    unit: str
+    adjacency: str
+    n_patients: int
+    delta: float
+    cap: float
+    cap_at_opening: float
+    closed: bool
+    withdrawals: int
+    releases: int
+    n_grants: int
+    decided_by: str | None
+    counts_against_cap: float
+    spent: float | None
+    promised: float | None
+    spent_replace_one: float | None
+    spent_at_usual_delta: float | None
+    promised_at_usual_delta: float | None
+    in_sites: tuple[InSites, ...]
+    curve: tuple[Point, ...]
+    caps: tuple[CapFrom, ...]
+    weak: tuple[str, ...]
+    stamp: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundRow:
+    """What one round of a study released; `epsilon_after` where it was computed."""
+
+    round: int
+    releases: int
+    steps: int
+    committed: int
+    burned: int
+    open: int
+    epsilon_after: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyFacts:
+    """One approval of one study, with its own figures at its own delta."""
+
+    grant: int
+    study: str
+    repeat: int
+    domain: str
+    purpose: str
+    purpose_reference: str | None
+    mode: str
+    noise: str
+    person: str
+    public_key: str
+    time: str
+    delta: float
+    decided_by: str
+    epsilon: float | None
+    epsilon_recorded: float | None
+    epsilon_spent: float | None
+    in_sites: Mapping[str, float]
+    charges: tuple[str, ...]
+    drawn: Mapping[str, int]
+    releases: int
+    committed: int
+    burned: int
+    open: int
+    closed: bool
+    accountant: AccountedBy | None
+    facts: Mapping[str, str]
+    rounds: tuple[RoundRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """A figure as recorded and as computed here."""
+
+    entry: int
+    what: str
+    recorded: float | None
+    recomputed: float
+    same: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapRaise:
+    """A cap that was raised although something had been spent under the old one."""
+
+    ledger: str
+    entry: int
+    time: str
+    domain: str
+    before: float
+    after: float
+    person: str
+    reason: str
+    spent: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Happening:
+    """One entry, in words."""
+
+    entry: int
+    time: str
+    what: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyFacts:
+    """One version of the site's policy."""
+
+    entry: int
+    time: str
+    version: int
+    person: str
+    reason: str
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the ledger. `judged` is False behind a damage: it is shown, and nothing rests on it."""
+
+    index: int
+    time: str
+    kind: str
+    what: str
+    judged: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerFacts:
+    """Everything that the page says about one ledger."""
+
+    name: str
+    cell: str | None
+    folder: str | None
+    ok: bool
+    stamp: str | None
+    site: str
+    instance: str
+    first_key: str
+    public_key: str
+    root: str
+    n_entries: int
+    n_releases: int
+    n_unjudged: int
+    first_time: str
+    last_time: str
+    lower_bounds: bool
+    verification: Mapping[str, Any]
+    problems: tuple[str, ...]
+    figures_problem: str | None
+    caps_raised_after_spending: tuple[CapRaise, ...]
+    weak: tuple[str, ...]
+    domains: tuple[DomainFacts, ...]
+    studies: tuple[StudyFacts, ...]
+    compared: tuple[Compared, ...]
+    recomputed_by: AccountedBy
+    purposes: tuple[str, ...]
+    policies: tuple[PolicyFacts, ...]
+    policy_in_force: str | None
+    cap_changes: tuple[Happening, ...]
+    withdrawals: tuple[Happening, ...]
+    key_rotations: tuple[Happening, ...]
+    moves: tuple[Happening, ...]
+    recoveries: tuple[Happening, ...]
+    clock_jumps: tuple[Happening, ...]
+    burns: tuple[Happening, ...]
+    denials: tuple[Happening, ...]
+    entries: tuple[Row, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Figures:
+    """What the accountant had to be asked for."""
+
+    domains: tuple[DomainFacts, ...] = ()
+    studies: tuple[StudyFacts, ...] = ()
+    compared: tuple[Compared, ...] = ()
+    raised: tuple[CapRaise, ...] = ()
+
+
+def audit_ledger(
+    files: LedgerFiles,
+    *,
+    accountant: Accountant | None = None,
+    public_key: str | None = None,
+    seen: Sequence[Seen] = (),
+) -> LedgerFacts:
+    """Judges one ledger and computes its figures again."""
+    accountant = accountant or PldAccountant()
+    kept = [*files.seen, *seen]
+    verdict = verify(
+        files.ledger,
+        head=files.head,
+        seen=[one.note for one in kept],
+        public_key=public_key,
+        policy=files.policy,
+    ).naming([one.name for one in kept])
+    lines = lines_of(files.ledger)
+    entries, state = _entries(lines[: verdict.n_entries])
+    figures, problem = _figures(files, entries, state, accountant)
+    behind = _behind(lines[verdict.n_entries :], start=verdict.n_entries)
+    policies = _policies(entries)
+    different = [one for one in figures.compared if not one.same]
+    return LedgerFacts(
+        name=files.name,
+        cell=files.cell,
+        folder=files.folder,
+        ok=verdict.ok and not different and problem is None and not files.problems,
+        stamp=_worst_stamp(figures.domains) or _stamp_of_approvals(entries),
+        site=state.site,
+        instance=state.instance,
+        first_key=entries[0].body.public_key if entries and isinstance(entries[0].body, Genesis) else "",
+        public_key=state.public_key,
+        root=verdict.root,
+        n_entries=len(entries),
+        n_releases=len(state.releases),
+        n_unjudged=len(lines) - len(entries),
+        first_time=entries[0].time if entries else "",
+        last_time=entries[-1].time if entries else "",
+        lower_bounds=not verdict.ok,
+        verification=verdict.plain(),
+        problems=files.problems,
+        figures_problem=problem,
+        caps_raised_after_spending=figures.raised,
+        weak=_weak(figures.domains),
+        domains=figures.domains,
+        studies=figures.studies,
+        compared=figures.compared,
+        recomputed_by=accountant.facts,
+        purposes=tuple(sorted({study.purpose for study in figures.studies})),
+        policies=policies,
+        policy_in_force=_policy_text(entries),
+        cap_changes=_happenings(entries, CapChange),
+        withdrawals=_happenings(entries, Withdrawal),
+        key_rotations=_happenings(entries, KeyRotation),
+        moves=_happenings(entries, Moved),
+        recoveries=_happenings(entries, Recovery),
+        clock_jumps=_clock_jumps(entries),
+        burns=_happenings(entries, Burn),
+        denials=_happenings(entries, Denial),
+        entries=(*(_row(entry) for entry in entries), *behind),
+    )
+
+
+def _entries(lines: Sequence[bytes]) -> tuple[list[Entry], State]:
+    """Reads lines that `verify` has judged; their signatures need no second look."""
+    reader = Reader()
+    return [reader.take(line, check_signature=False) for line in lines], reader.state
+
+
+def _behind(lines: Sequence[bytes], *, start: int) -> list[Row]:
+    """Returns what stands behind a damage, as far as it can be read at all."""
+    rows = []
+    for index, line in enumerate(lines[:MAX_UNJUDGED], start=start):
+        try:
+            entry = decode(split(line)[0])
+        except EntryError as error:
+            what = f"{len(line):,} bytes that cannot be read: {error}"
+            rows.append(Row(index=index, time="", kind="unreadable", what=what, judged=False))
+        else:
+            rows.append(replace(_row(entry), index=index, judged=False))
+    return rows
+
+
+def _row(entry: Entry) -> Row:
+    words = in_words(entry.body)
+    return Row(index=entry.index, time=entry.time, kind=entry.body.kind, what=words, judged=True)
+
+
+def _figures(
+    files: LedgerFiles, entries: Sequence[Entry], state: State, accountant: Accountant
+) -> tuple[_Figures, str | None]:
+    """Asks the accountant; a question that it cannot answer is a reason to fail, and is told."""
+    try:
+        again = recompute(entries, accountant, n_prefixes=N_POINTS)
+        found = _Figures(
+            domains=tuple(
+                _domain(entries, state, name, plain, accountant)
+                for name, plain in zip(state.domains, again["domains"], strict=True)
+            ),
+            studies=tuple(_study(entries, state, plain) for plain in again["studies"]),
+            compared=tuple(Compared(**figure) for figure in again["figures"]),
+            raised=tuple(_raises(files, entries, accountant)),
+        )
+    except (PrivacyError, ArithmeticError, ValueError, MemoryError) as error:
+        return _Figures(), f"The figures cannot be computed from these entries: {error}"
+    return found, None
+
+
+def _domain(
+    entries: Sequence[Entry], state: State, name: str, plain: Mapping[str, Any], accountant: Accountant
+) -> DomainFacts:
+    domain, approvals = state.domains[name], _approvals(state, name)
+    opened, bare = domain.opened, state.without_noise(name)
+    promised, spent = state.promised(name), state.spent(name)
+    usual = opened.delta > USUAL_DELTA and not bare
+    return DomainFacts(
+        domain=name,
+        unit=opened.unit,
+        adjacency=opened.adjacency,
+        n_patients=opened.n_patients,
+        delta=opened.delta,
+        cap=domain.cap,
+        cap_at_opening=opened.epsilon_cap,
+        closed=domain.closed,
+        withdrawals=domain.withdrawals,
+        releases=_released(state, name),
+        n_grants=len(domain.grants),
+        decided_by=approvals[-1].decided_by if approvals else None,
+        counts_against_cap=domain.promised_epsilon,
+        spent=plain["epsilon_spent"],
+        promised=plain["epsilon_promised"],
+        spent_replace_one=None if bare else _replace_one(spent, opened.delta),
+        spent_at_usual_delta=_epsilon(spent, USUAL_DELTA, accountant) if usual else None,
+        promised_at_usual_delta=_epsilon(promised, USUAL_DELTA, accountant) if usual else None,
+        in_sites=() if bare else _in_sites(state, name, accountant),
+        curve=() if bare else _path(entries, name, accountant),
+        caps=_caps(entries, name),
+        weak=_reasons(state, name),
+        stamp=NOT_PRIVATE if bare else SIMULATED if state.not_private(name) else None,
+    )
+
+
+def _reasons(state: State, name: str) -> tuple[str, ...]:
+    """Why the figures of a domain are printed with the word `weak`."""
+    opened, approvals, reasons = state.domains[name].opened, _approvals(state, name), []
+    if opened.n_patients < FEW_PATIENTS:
+        reasons.append(f"at most {opened.n_patients} patients, fewer than {FEW_PATIENTS:,}")
+    if opened.delta > USUAL_DELTA:
+        reasons.append(f"delta is {opened.delta:g}, above {USUAL_DELTA:g} (small population)")
+    if any(charge.records_per_patient > 1 for one in approvals for charge in one.charges):
+        reasons.append("recordings were drawn and clipped one by one, not patients")
+    return tuple(reasons)
+
+
+def _in_sites(state: State, name: str, accountant: Accountant) -> tuple[InSites, ...]:
+    """Up to the number of sites that an approval or the policy in force allows a patient to be in."""
+    delta = state.domains[name].opened.delta
+    stated = [approval.sites_per_patient for approval in _approvals(state, name)]
+    most = max([*stated, state.policy.max_sites_per_patient if state.policy else 1])
+    several = {k: k for k in range(1, min(most, 5) + 1)} | {
+        most: most
+    }  # of many sites the first five and all
+    return tuple(
+        InSites(
+            sites=k,
+            spent=_epsilon(_times(state.spent(name), k), delta, accountant),
+            promised=_epsilon(_times(state.promised(name), k), delta, accountant),
+        )
+        for k in several
+    )
+
+
+def _path(entries: Sequence[Entry], name: str, accountant: Accountant) -> tuple[Point, ...]:
+    """The domain's spent epsilon after some of its releases, evenly spread, the first and the last among them."""
+    state, moments = State(), list[tuple[int, tuple[Charge, ...]]]()
+    for entry in entries:
+        state.apply(entry.index, entry.body)
+        if isinstance(entry.body, Reserve) and _grant_domain(state, entry.body) == name:
+            moments.append((entry.index, state.spent(name)))
+    if not moments:
+        return ()
+    delta, count = state.domains[name].opened.delta, min(N_POINTS, len(moments))
+    chosen = sorted({1, *(round((k + 1) * len(moments) / count) for k in range(count))})
+    return tuple(
+        Point(
+            releases=number,
+            entry=moments[number - 1][0],
+            epsilon=_epsilon(moments[number - 1][1], delta, accountant),
+        )
+        for number in chosen
+    )
+
+
+def _caps(entries: Sequence[Entry], name: str) -> tuple[CapFrom, ...]:
+    """The domain's cap at its opening and after each change, by how many releases there had been."""
+    state, steps, n_releases = State(), list[CapFrom](), 0
+    for entry in entries:
+        state.apply(entry.index, entry.body)
+        if isinstance(entry.body, Reserve) and _grant_domain(state, entry.body) == name:
+            n_releases += 1
+        elif isinstance(entry.body, DomainOpened) and entry.body.domain == name:
+            steps.append(CapFrom(releases=0, cap=entry.body.epsilon_cap))
+        elif isinstance(entry.body, CapChange) and entry.body.domain == name:
+            steps.append(CapFrom(releases=n_releases, cap=entry.body.after))
+    return tuple(steps)
+
+
+def _study(entries: Sequence[Entry], state: State, plain: Mapping[str, Any]) -> StudyFacts:
+    grant = state.grants[plain["grant"]]
+    approval = grant.approval
+    releases = [one for one in state.releases.values() if one.reserve.grant == plain["grant"]]
+    return StudyFacts(
+        grant=plain["grant"],
+        study=approval.study,
+        repeat=approval.repeat,
+        domain=approval.domain,
+        purpose=approval.purpose,
+        purpose_reference=approval.purpose_reference,
+        mode=approval.mode,
+        noise=approval.noise,
+        person=approval.person,
+        public_key=approval.public_key,
+        time=entries[plain["grant"]].time,
+        delta=approval.delta,
+        decided_by=approval.decided_by,
+        epsilon=plain["epsilon"],
+        epsilon_recorded=approval.epsilon,
+        epsilon_spent=plain["epsilon_spent"],
+        in_sites=plain["epsilon_in_sites"],
+        charges=tuple(map(charge_in_words, approval.charges)),
+        drawn=dict(grant.drawn),
+        releases=len(releases),
+        committed=sum(one.released is not None for one in releases),
+        burned=sum(not one.open and one.released is None for one in releases),
+        open=sum(one.open for one in releases),
+        closed=grant.closed,
+        accountant=approval.accountant,
+        facts=dict(approval.facts),
+        rounds=_rounds(releases, plain["rounds"]),
+    )
+
+
+def _rounds(releases: Sequence[Any], computed: Sequence[Mapping[str, Any]]) -> tuple[RoundRow, ...]:
+    """A row for each round; its epsilon is the one after its last release, where that was computed."""
+    after = {point["releases"]: point["epsilon"] for point in computed}
+    rows: dict[int, RoundRow] = {}
+    for number, release in enumerate(releases, start=1):
+        at = release.reserve.round
+        old = rows.pop(
+            at, RoundRow(round=at, releases=0, steps=0, committed=0, burned=0, open=0, epsilon_after=None)
+        )
+        rows[at] = RoundRow(
+            round=at,
+            releases=old.releases + 1,
+            steps=old.steps + release.reserve.steps,
+            committed=old.committed + (release.released is not None),
+            burned=old.burned + (not release.open and release.released is None),
+            open=old.open + release.open,
+            epsilon_after=after.get(number),
+        )
+    return tuple(rows.values())
+
+
+def _raises(files: LedgerFiles, entries: Sequence[Entry], accountant: Accountant) -> Iterator[CapRaise]:
+    state = State()
+    for entry in entries:
+        body = entry.body
+        if isinstance(body, CapChange) and body.after > body.before and _released(state, body.domain):
+            delta = state.domains[body.domain].opened.delta
+            bare = state.without_noise(body.domain)
+            yield CapRaise(
+                ledger=files.folder or files.name,
+                entry=entry.index,
+                time=entry.time,
+                domain=body.domain,
+                before=body.before,
+                after=body.after,
+                person=body.person,
+                reason=body.reason,
+                spent=None if bare else _epsilon(state.spent(body.domain), delta, accountant),
+            )
+        state.apply(entry.index, body)
+
+
+def _released(state: State, name: str) -> int:
+    """How many releases of a domain were reserved so far."""
+    return sum(_grant_domain(state, one.reserve) == name for one in state.releases.values())
+
+
+def _grant_domain(state: State, reserve: Reserve) -> str:
+    return state.grants[reserve.grant].approval.domain
+
+
+def _approvals(state: State, name: str) -> list[Approval]:
+    return [state.grants[index].approval for index in state.domains[name].grants]
+
+
+def _times(charges: Sequence[Charge], k: int) -> list[Charge]:
+    return [replace(charge, steps=charge.steps * k) for charge in charges]
+
+
+def _epsilon(charges: Sequence[Charge], delta: float, accountant: Accountant) -> float:
+    return accountant.epsilon(merged(charges), delta) if charges else 0.0
+
+
+def _replace_one(charges: Sequence[Charge], delta: float) -> float:
+    """The same releases under the other adjacency: one patient in another's place."""
+    return pld.epsilon([event_of(charge) for charge in charges], delta, adjacency="replace_one")
+
+
+def _worst_stamp(domains: Sequence[DomainFacts]) -> str | None:
+    stamps = {domain.stamp for domain in domains}
+    return NOT_PRIVATE if NOT_PRIVATE in stamps else SIMULATED if SIMULATED in stamps else None
+
+
+def _stamp_of_approvals(entries: Sequence[Entry]) -> str | None:
+    """For a ledger whose figures cannot be computed."""
+    approvals = [entry.body for entry in entries if isinstance(entry.body, Approval)]
+    if any(approval.mode == "none" for approval in approvals):
+        return NOT_PRIVATE
+    return SIMULATED if any(approval.noise == "seeded" for approval in approvals) else None
+
+
+def _weak(domains: Sequence[DomainFacts]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(reason for domain in domains for reason in domain.weak))
+
+
+def _policies(entries: Sequence[Entry]) -> tuple[PolicyFacts, ...]:
+    return tuple(
+        PolicyFacts(
+            entry=entry.index,
+            time=entry.time,
+            version=entry.body.version,
+            person=entry.body.person,
+            reason=entry.body.reason,
+            digest=policy_digest(entry.body.text),
+        )
+        for entry in entries
+        if isinstance(entry.body, PolicyVersion)
+    )
+
+
+def _policy_text(entries: Sequence[Entry]) -> str | None:
+    texts = [entry.body.text for entry in entries if isinstance(entry.body, PolicyVersion)]
+    return texts[-1] if texts else None
+
+
+def _happenings(entries: Sequence[Entry], kind: type) -> tuple[Happening, ...]:
+    return tuple(
+        Happening(entry=entry.index, time=entry.time, what=in_words(entry.body))
+        for entry in entries
+        if isinstance(entry.body, kind)
+    )
+
+
+def _clock_jumps(entries: Sequence[Entry]) -> tuple[Happening, ...]:
+    return tuple(
+        Happening(
+            entry=entry.index,
+            time=entry.time,
+            what=f"the clock was {entry.clock_behind_seconds:.0f} s behind",
+        )
+        for entry in entries
+        if entry.clock_behind_seconds is not None
+    )
+
+
+def plain(facts: Any) -> Any:
+    """Returns facts as JSON can hold them: an infinite figure is the word `infinite`."""
+    return _finite(as_plain(facts))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return "infinite" if value == float("inf") else value
