@@ -1,8 +1,9 @@
 """One cell of a study: a seed, a fold and an arm, from initial weights to predictions of withheld speakers.
 
-Arms: `federated` (the study); for a private study `federated without privacy`, the price of privacy; `central` (the same study with everybody's recordings at one site), `local` (each
-site trains alone and is scored on its own withheld speakers), the classical baselines by name, and each pooled
-arm once more on a random split, under a name that says it leaks. Only `federated` is private in a private study.
+Arms: `federated` (the study); for a private study also `federated without privacy`, which shows the price of privacy;
+`central` (the same study with everybody's recordings at one site), `local` (each site trains alone and is scored on
+its own withheld speakers), the classical baselines by name, and each pooled arm once more on a random split, under a
+name that says it leaks. Only `federated` is private in a private study.
 
 Guarantees:
   - Speakers that a fold withholds are scored by weights that no recording of theirs has touched; only the arms

@@ -18,17 +18,44 @@ normalisation = {{ scheme = "constants" }}
 model = {model}
 training = {training}
 federation = {{ n_sites = {n_sites}, rounds = {rounds}, partition = {{ kind = "speaker_blocks" }} }}
-privacy = {{ mode = "none" }}
-evaluation = {{ folds = {{ kind = "by_speaker", k = 2 }}, every_rounds = 2 }}
+privacy = {privacy}
+evaluation = {{ folds = {{ kind = {folds}, k = 2 }}, every_rounds = 2 }}
 """
 MLP = '{ kind = "mlp", stream = "pooled", hidden = 5, dropout = 0.3 }'
 ADAM = '{ learning_rate = 0.05, optimiser = "adam", batch_size = 5, local_epochs = 2 }'
 
 
-def write_study(path: Path, *, n_sites: int, rounds: int = 3, model: str = MLP, training: str = ADAM) -> Path:
+NONE = '{ mode = "none" }'
+# Four patients at most; SGD at rate 1, one step a round: the update is the noisy sum itself, over 2.
+LOCAL = """{ mode = "local", clip_norm = 1.0, noise_multiplier = 1.0, sampling_prob = 0.75, n_patients_public = 8, \
+expected_patients = 2.0, steps_per_round = 1, delta = 0.05, small_population = true, seeded_noise = true, \
+counts_noise_multiplier = 1.0, counts_utterances = 2 }"""
+SGD = '{ learning_rate = 1.0, optimiser = "sgd" }'
+
+
+def write_study(
+    path: Path,
+    *,
+    n_sites: int,
+    rounds: int = 3,
+    model: str = MLP,
+    training: str = ADAM,
+    privacy: str = NONE,
+) -> Path:
     """Writes a study file."""
-    path.write_text(STUDY.format(n_sites=n_sites, rounds=rounds, model=model, training=training))
+    folds = '"by_speaker"' if privacy == NONE else '"by_patient_hash"'
+    text = STUDY.format(
+        n_sites=n_sites, rounds=rounds, model=model, training=training, privacy=privacy, folds=folds
+    )
+    path.write_text(text)
     return path
+
+
+def private_study(path: Path, *, rounds: int = 3, **changes: str) -> Path:
+    """Writes a private study of one site; `changes` replace or add constants of `LOCAL`."""
+    constants = dict(item.split(" = ") for item in LOCAL.strip("{} ").replace("\n", "").split(", "))
+    text = ", ".join(f"{name} = {value}" for name, value in (constants | changes).items())
+    return write_study(path, n_sites=1, rounds=rounds, training=SGD, privacy=f"{{ {text} }}")
 
 
 def write_sites(folder: Path, n_sites: int, *, n_examples: int = 12, width: int = WIDTH) -> dict[str, Path]:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -211,6 +212,18 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     assert all(digest in (None, weights(run[0])[cell]) for cell, digest in weights(out).items())
     assert figures(out) == figures(run[0])
     assert len((out / "rounds.jsonl").read_text().splitlines()) == total
+
+
+def test_rounds_that_a_killed_process_was_never_told_of_are_in_the_book_all_the_same(
+    environment: dict[str, str], run: tuple[Path, str], tmp_path: Path
+) -> None:
+    # A worker had ended its cells; the process that keeps the book was killed before it heard of them.
+    out = tmp_path / "deaf"
+    shutil.copytree(run[0], out)
+    (out / "metrics.json").unlink()
+    (out / "rounds.jsonl").write_text("")
+    sottovoce(environment, "simulate", "--resume", out)
+    assert (out / "rounds.jsonl").read_text() == (run[0] / "rounds.jsonl").read_text()
 
 
 @pytest.mark.parametrize(

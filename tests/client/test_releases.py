@@ -1,0 +1,200 @@
+"""What a site answers in a private mode: through the ledger or not at all."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from torch import nn
+
+from sottovoce.client import releases
+from sottovoce.client.releases import Called, contributions, release_confusion, release_update
+from sottovoce.client.site_ledger import WITHDRAWN_FILE, SiteLedger
+from sottovoce.common import models
+from sottovoce.common import study as studies
+from sottovoce.common.dataset import SiteData
+from sottovoce.common.errors import LedgerError, PrivacyError, RunError
+from sottovoce.common.ledger.entries import Burn, Commit, Reserve
+from sottovoce.common.ledger.verify import entries_of
+from sottovoce.common.study import Execution, Study
+from sottovoce.common.weights import Layout, from_state_dict
+from sottovoce.server.exchange import Call, Share
+from sottovoce.simulations import site_ledgers
+from sottovoce.simulations.engines import open_exchange
+from tests.fakes.sites import N_CLASSES, WIDTH, private_study, write_sites
+
+SITE = "site-1"
+
+
+class Place:
+    """A site with data, a study, a model and an approved ledger."""
+
+    def __init__(self, folder: Path, **changes: str) -> None:
+        self.study_file = private_study(folder / "study.toml", rounds=2, **changes)
+        self.study: Study = studies.load(self.study_file)
+        self.sites = write_sites(folder / "sites", 1)
+        self.data = SiteData.open(self.sites[SITE])
+        self.ledgers = folder / "ledgers"
+        self.ledger = site_ledgers.open_all(self.ledgers, self.study, [SITE])[SITE]
+        self.model: nn.Module = models.build(self.study.model, {"pooled": WIDTH}, N_CLASSES, seed=0)
+
+    def update(self, *, round: int = 1, model: str = "a" * 64) -> bytes:
+        called = Called(seed=0, fold=0, round=round, model=model)
+        return release_update(self.ledger, self.study, self.model, self.data, called).data
+
+    def kinds(self) -> list[str]:
+        entries = entries_of((self.ledger / "ledger.jsonl").read_bytes())
+        return [e.body.kind for e in entries if isinstance(e.body, Reserve | Commit | Burn)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(tmp_path_factory.mktemp("place"))
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def test_the_same_question_gets_the_same_bytes_and_spends_nothing_more(own: Place) -> None:
+    first = own.update()
+    assert own.update() == first
+    assert own.kinds() == ["reserve", "commit"]
+    assert own.update(model="b" * 64) is not None  # another model is another release, and is charged
+    assert own.kinds() == ["reserve", "commit"] * 2
+
+
+def test_when_the_grant_is_used_up_the_answer_is_no_before_any_training(
+    own: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):  # two rounds and one to spare
+        own.update(round=number + 1)
+    monkeypatch.setattr(releases, "train_private", lambda *_, **__: pytest.fail("it trained"))
+    with pytest.raises(PrivacyError, match="ledger says no: expected at most the 0 steps that are left"):
+        own.update(round=4)
+
+
+def test_a_failure_is_burned_and_its_reason_stays_at_the_site(
+    own: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, own.data = (
+        own.data,
+        replace(own.data, arrays={"pooled": np.asarray(own.data.arrays["pooled"]) * np.inf}),
+    )
+    with pytest.raises(PrivacyError, match="released nothing in this round") as caught:
+        own.update()
+    assert "finite" not in str(caught.value)
+    assert "not finite" in caplog.text
+    assert own.kinds() == ["reserve", "burn"]
+    own.data = whole
+    own.update()  # the spare round pays for the second try
+    assert own.kinds() == ["reserve", "burn", "reserve", "commit"]
+
+
+def test_a_crash_between_reservation_and_commit_is_burned_and_the_next_try_is_charged(
+    own: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die(*_: object, **__: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(releases, "train_private", die)
+    monkeypatch.setattr("sottovoce.common.privacy.budget.Budget.burn", lambda *_: None)  # no time for that
+    with pytest.raises(Killed):
+        own.update()
+    monkeypatch.undo()
+    assert own.kinds() == ["reserve"]
+    own.update()
+    assert own.kinds() == ["reserve", "burn", "reserve", "commit"]
+
+
+def test_without_an_approval_nothing_is_reserved(own: Place) -> None:
+    own.study = replace(own.study, name="another")
+    with pytest.raises(LedgerError, match="Expected an approval of study"):
+        own.update()
+    assert own.kinds() == []
+
+
+def test_a_patient_who_withdrew_is_out_of_the_next_release(
+    own: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    real = releases.train_private
+    monkeypatch.setattr(
+        releases,
+        "train_private",
+        lambda *a, **k: (seen.append(k["withdrawn"]), real(*a, **k))[1],
+    )
+    own.update(round=1)
+    with SiteLedger.open(own.ledger) as site:
+        assert site.withdraw(site_ledgers.DOMAIN, "site-1-speaker-2") == 1
+        assert site.withdraw(site_ledgers.DOMAIN, "site-1-speaker-2") == 1  # said twice, gone once
+    own.update(round=2)
+    assert seen == [frozenset(), {"site-1-speaker-2"}]
+    assert b"speaker-2" not in (own.ledger / "ledger.jsonl").read_bytes()
+
+
+def test_a_lost_list_of_withdrawals_stops_every_release(own: Place) -> None:
+    with SiteLedger.open(own.ledger) as site:
+        site.withdraw(site_ledgers.DOMAIN, "site-1-speaker-2")
+    (own.ledger / WITHDRAWN_FILE).unlink()
+    with pytest.raises(PrivacyError, match="expected 1 withdrawals honoured; came 0"):
+        own.update()
+
+
+def test_a_patient_counts_at_most_so_many_recordings(place: Place) -> None:
+    rows = contributions(place.model, place.data, N_CLASSES, n_most=2)
+    assert rows.shape == (4, N_CLASSES**2)
+    assert rows.sum(axis=1).tolist() == [2.0] * 4
+    every = contributions(place.model, place.data, N_CLASSES, n_most=99)
+    assert every.sum() == len(place.data)
+
+
+def test_counts_are_noised_and_charged(own: Place) -> None:
+    called = Called(seed=0, fold=0, round=2, model="a" * 64)
+    found = np.frombuffer(release_confusion(own.ledger, own.study, own.model, own.data, called).data, "<i8")
+    true = contributions(own.model, own.data, N_CLASSES, n_most=2).sum(axis=0)
+    assert (found != true).any()
+    assert np.abs(found - true).max() < 2 * 9.4  # noise 1.0 x 2 recordings
+    assert own.kinds() == ["reserve", "commit"]
+
+
+def exchanged(place: Place, *, config: dict[str, bool] | None = None, **engine: object) -> dict[str, str]:
+    weights = from_state_dict(place.model.state_dict())
+    call = Call(
+        round=1, rounds=2, attempt=1, seed=0, fold=-1, layout=Layout.of(weights),
+        weights=Layout.of(weights).flatten(weights), deadline_seconds=60.0, max_update_norm=1e4, private=True,
+        config=config or {},
+    )  # fmt: skip
+    with open_exchange(Execution(), place.sites, study_file=place.study_file, **engine) as exchange:  # type: ignore[arg-type]
+        return exchange.train(call, [Share(site=SITE)]).refused
+
+
+def test_no_word_in_a_message_turns_privacy_off(own: Place) -> None:
+    assert exchanged(own, ledgers=own.ledgers, config={"without-privacy": True}) == {}
+    assert own.kinds() == ["reserve", "commit"]
+    (reason,) = exchanged(own, ledgers=own.ledgers, config={"leaking-split": True}).values()
+    assert "no split by recording in a private mode" in reason
+
+
+def test_a_private_study_without_a_ledger_trains_nothing(place: Place) -> None:
+    (reason,) = exchanged(place).values()
+    assert "ledger-folder" in reason
+
+
+def test_a_site_that_answers_without_privacy_is_refused_by_the_coordinator_too(place: Place) -> None:
+    (reason,) = exchanged(place, without_privacy=True).values()
+    assert "expected the signed checkpoint of the site's ledger" in reason
+
+
+def test_a_node_with_a_ledger_cannot_be_a_twin(place: Place) -> None:
+    from sottovoce.client import app
+
+    config = {"without-privacy": True, "ledger-folder": "x"}
+    both = SimpleNamespace(node_config=config, run_config={})
+    with pytest.raises(RunError, match="came both"):
+        app._is_twin(both)  # type: ignore[arg-type]
