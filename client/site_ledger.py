@@ -226,7 +226,7 @@ class SiteLedger:
         path = self._folder / WITHDRAWN_FILE
         text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
         try:
-            write_whole(path, text.encode())
+            write_whole(path, text.encode(), mode=0o600)
         except OSError as error:
             raise LedgerError(
                 f"{WITHDRAWN_FILE} could not be written ({error.strerror}); nothing was recorded."

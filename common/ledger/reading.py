@@ -67,7 +67,7 @@ def readable_entries(ledger: bytes) -> tuple[list[Entry], str | None]:
             entries.append(reader.take(line, check_signature=False))
         except LineRefused as refusal:
             return entries, str(refusal)
-    return entries, None
+    return entries, None if entries else "the ledger is empty"
 
 
 def newest_checkpoint(found: LedgerFiles) -> str:

@@ -20,19 +20,8 @@ FLAWED = "bold red"
 
 def show_lines(account: Row, *, n_entries: int, broken: str | None) -> Iterator[RenderableType]:
     """Yields a ledger's account: who, the domains, the studies, the newest entries."""
-    policy = account["policy_version"]
-    yield Text(f"Ledger of {account['site']}: {len(account['entries']):,} entries")
-    yield Text(f"instance      {account['instance']}")
-    yield Text(f"key in force  {account['public_key']}")
-    yield Text(f"policy        {'none was adopted' if policy is None else f'version {policy}'}")
-    if account["domains"]:
-        yield table("domains", map(_domain_shown, account["domains"]))
-    for study in account["studies"]:
-        yield from _study_shown(study)
-    entries = account["entries"][-n_entries:] if n_entries else []
-    if entries:
-        title = "entries" if len(entries) == len(account["entries"]) else f"the newest {len(entries)} entries"
-        yield table(title, ({"": e["index"], "time": e["time"], "what": e["what"]} for e in entries))
+    if account["entries"]:
+        yield from _account(account, n_entries)
     if broken is not None:
         reached = len(account["entries"])
         yield Text(f"NOT WHOLE: nothing is believed from entry {reached} on: {broken}.", style=FLAWED)
@@ -86,6 +75,22 @@ def draft_lines(draft: Approval, *, study: str, cap: float) -> Iterator[Renderab
     if draft.sites_per_patient > 1:
         said["sites"] = f"a patient may be in {draft.sites_per_patient}, and gives this away in each"
     yield facts(said)
+
+
+def _account(account: Row, n_entries: int) -> Iterator[RenderableType]:
+    policy = account["policy_version"]
+    yield Text(f"Ledger of {account['site']}: {len(account['entries']):,} entries")
+    yield Text(f"instance      {account['instance']}")
+    yield Text(f"key in force  {account['public_key']}")
+    yield Text(f"policy        {'none was adopted' if policy is None else f'version {policy}'}")
+    if account["domains"]:
+        yield table("domains", map(_domain_shown, account["domains"]))
+    for study in account["studies"]:
+        yield from _study_shown(study)
+    entries = account["entries"][-n_entries:] if n_entries else []
+    if entries:
+        title = "entries" if len(entries) == len(account["entries"]) else f"the newest {len(entries)} entries"
+        yield table(title, ({"": e["index"], "time": e["time"], "what": e["what"]} for e in entries))
 
 
 def _domain_shown(domain: Row) -> Row:

@@ -132,9 +132,8 @@ def verify(
         try:
             entry = reader.take(line)
         except LineRefused as refusal:
-            findings.append(
-                Finding(step=refusal.step, where=f"entry {index}", entry=index, what=str(refusal))
-            )
+            what = f"{refusal}{_TORN if _covers_all(reader, head) else ''}"
+            findings.append(Finding(step=refusal.step, where=f"entry {index}", entry=index, what=what))
             break
         attention.take(reader, entry)
     if not reader.hashes and not findings:
@@ -193,8 +192,26 @@ def _head(reader: Reader, head: str | None) -> Iterator[Finding]:
     if had > size:
         what = f"the ledger ends after {size} entries; its head says that it had {had}"
         yield Finding(step=7, where=f"entry {size}", entry=size, what=what)
-    elif had < size or not reader.has(note):
+    elif had < size and reader.has(note):
+        what = (
+            f"the head covers {had} of {size} entries; the site's next start mends it, if the rest is its own"
+        )
+        yield Finding(step=7, where="head", what=what)
+    elif not reader.has(note):
         yield Finding(step=7, where="head", what="the head is not the checkpoint of the last entry")
+
+
+# A crash in mid-write leaves this. So does whoever appends something, and wins nothing by it.
+_TORN = "; the head covers all before, so nothing was done with it: the site's next start cuts it away"
+
+
+def _covers_all(reader: Reader, head: str | None) -> bool:
+    """Says whether the head is the checkpoint of all that could be read."""
+    try:
+        note = checkpoints.parse(head or "")
+    except LedgerError:
+        return False
+    return note.checkpoint.size == reader.state.size and reader.has(note)
 
 
 def _seen(reader: Reader, text: str, where: str) -> Iterator[Finding]:
