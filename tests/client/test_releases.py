@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from sottovoce.client import releases
 from sottovoce.client.releases import Called, contributions, release_confusion, release_update
 from sottovoce.client.site_ledger import WITHDRAWN_FILE, SiteLedger
+from sottovoce.client.train_private import train_private
 from sottovoce.common import models
 from sottovoce.common import study as studies
 from sottovoce.common.dataset import SiteData
@@ -122,13 +124,13 @@ def test_without_an_approval_nothing_is_reserved(own: Place) -> None:
 def test_a_patient_who_withdrew_is_out_of_the_next_release(
     own: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = []
-    real = releases.train_private
-    monkeypatch.setattr(
-        releases,
-        "train_private",
-        lambda *a, **k: (seen.append(k["withdrawn"]), real(*a, **k))[1],
-    )
+    seen: list[frozenset[str]] = []
+
+    def watched(*arguments: Any, withdrawn: frozenset[str], **more: Any) -> PrivateUpdate:
+        seen.append(withdrawn)
+        return train_private(*arguments, withdrawn=withdrawn, **more)
+
+    monkeypatch.setattr(releases, "train_private", watched)
     own.update(round=1)
     with SiteLedger.open(own.ledger) as site:
         assert site.withdraw(site_ledgers.DOMAIN, "site-1-speaker-2") == 1
