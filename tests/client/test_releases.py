@@ -19,6 +19,7 @@ from sottovoce.common.dataset import SiteData
 from sottovoce.common.errors import LedgerError, PrivacyError, RunError
 from sottovoce.common.ledger.entries import Burn, Commit, Reserve
 from sottovoce.common.ledger.verify import entries_of
+from sottovoce.common.privacy.stages import PrivateUpdate
 from sottovoce.common.study import Execution, Study
 from sottovoce.common.weights import Layout, from_state_dict
 from sottovoce.server.exchange import Call, Share
