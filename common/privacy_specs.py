@@ -141,7 +141,7 @@ def weaknesses(spec: LocalPrivacy) -> tuple[str, ...]:
         reasons.append(f"{spec.n_patients_public} patients at most, fewer than {FEW_PATIENTS:,}")
     if spec.small_population:
         reasons.append(
-            f"delta {spec.delta:g} (small_population); the epsilon at {USUAL_DELTA:g} is beside it"
+            f"delta {spec.delta:g} (small_population), with the epsilon at {USUAL_DELTA:g} beside it"
         )
     if spec.unit == "utterance":
         reasons.append("recordings are drawn and clipped one by one, not patients")

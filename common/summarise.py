@@ -41,7 +41,12 @@ from sottovoce.common.summary import (
 FEW_SPEAKERS = 8  # below it an interval is about the worst to the best speaker: no ground for a claim
 MAX_VALUES_PER_GROUP = 40  # a column with more values is an identity or a number, not a group
 
-_HEADLINES = ("federated", "central", "local")  # which arm a run is about, if it has it
+_HEADLINES = (
+    "federated",
+    "federated without privacy",
+    "central",
+    "local",
+)  # which arm a run is about, if it has it
 
 WARNING = (
     "These arms were scored on a random split: recordings of one voice are on both sides of it. The figure "
