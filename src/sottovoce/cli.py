@@ -183,7 +183,7 @@ def study_check(study: StudyFile, as_json: AsJson = False) -> None:
         described = {"ok": True, "name": loaded.name, "digest": loaded.digest(), "privacy": said}
         typer.echo(json.dumps(described, indent=2))
     else:
-        typer.echo(f"{study}: no problems. {said}")
+        typer.echo(f"{study}: no problems. {said if loaded.privacy.mode != 'none' else _NOT_PRIVATE}")
 
 
 @study_app.command("digest")
@@ -282,7 +282,7 @@ def corpus_synthesize(
     typer.echo(f"Wrote {out}. Look at it with: sottovoce corpus scan {out}")
 
 
-_NOT_PRIVATE = "NOT PRIVATE: privacy.mode is 'none', for research only. There is nothing to plan."
+_NOT_PRIVATE = "NOT PRIVATE: privacy.mode is 'none', for research only."
 
 
 def main() -> None:
