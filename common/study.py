@@ -485,6 +485,8 @@ def _cross_influence_problems(study: Study, spec: LocalPrivacy) -> list[str]:
         found.append("evaluation.random_split_that_leaks: expected false in a private mode.")
     if study.training.augmentation != Augmentation():
         found.append("training.augmentation: expected none in a private mode.")
+    if spec.trained == "low_rank" and study.model.kind == "linear":
+        found.append("privacy.trained: expected 'all' or 'head' for a linear model; it has no body to adapt.")
     if study.normalisation.scheme == "speaker" and spec.unit == "utterance":
         found.append(
             "normalisation.scheme: expected 'constants' or 'utterance' where the unit is the utterance; by 'speaker' "

@@ -12,13 +12,13 @@ from torch import nn
 from sottovoce.client.train_private import train_private, within
 from sottovoce.common import models
 from sottovoce.common import study as studies
-from sottovoce.common.dataset import SiteData
+from sottovoce.common.dataset import Example, SiteData, StreamShape
 from sottovoce.common.errors import PrivacyError
 from sottovoce.common.privacy.source import SecretSource, SimulatedNoise_NotPrivate
 from sottovoce.common.streams import stream
 from sottovoce.common.study import Study
 from sottovoce.common.weights import from_state_dict
-from tests.fakes.sites import WIDTH, private_study, write_sites
+from tests.fakes.sites import TWO_STREAMS, WIDTH, private_study, write_sites
 
 SITE = "site-1"
 
@@ -167,3 +167,52 @@ def test_torch_s_global_random_state_is_not_touched(tmp_path: Path, data: SiteDa
     before = torch.random.get_rng_state()
     update(model, data, study)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+FUSION = """{ kind = "fusion", level = "LEVEL", branches = [
+  { kind = "mlp", stream = "pooled", hidden = 5 }, { kind = "lstm", stream = "frames", hidden = 8 },
+] }"""
+KINDS = {
+    "linear": '{ kind = "linear", stream = "pooled" }',
+    "mlp": '{ kind = "mlp", stream = "pooled", hidden = 5 }',
+    "cnn": '{ kind = "cnn", stream = "frames", channels = [8, 8] }',
+    "rnn": '{ kind = "rnn", stream = "frames", hidden = 8 }',
+    "lstm": '{ kind = "lstm", stream = "frames", hidden = 8, bidirectional = true }',
+    "attention": '{ kind = "attention", stream = "frames", width = 8, heads = 2 }',
+    "cnn_lstm_attention": '{ kind = "cnn_lstm_attention", stream = "frames" }',
+    **{level: FUSION.replace("LEVEL", level) for level in ("feature", "decision", "deep")},
+}
+
+
+def frames_and_rows(folder: Path) -> SiteData:
+    draw = np.random.default_rng(0)
+    shapes = {"pooled": StreamShape(width=6, n_frames=None), "frames": StreamShape(width=5, n_frames=40)}
+    examples = [
+        Example(
+            key=str(i),
+            label=i % 3,
+            speaker=f"s{i % 4}",
+            patient=f"s{i % 4}",
+            groups={},
+            features={
+                "pooled": draw.normal(size=6).astype(np.float32),
+                "frames": draw.normal(size=(20 + i, 5)).astype(np.float32),
+            },
+        )
+        for i in range(12)
+    ]
+    return SiteData.write(folder, site=SITE, shapes=shapes, examples=examples)
+
+
+@pytest.mark.parametrize("unit", ["patient", "utterance"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_model_of_the_project_trains_privately(tmp_path: Path, kind: str, unit: str) -> None:
+    data = frames_and_rows(tmp_path / "site")
+    path = tmp_path / "study.toml"
+    study = studies.load(private_study(path, model=KINDS[kind], streams=TWO_STREAMS, unit=f'"{unit}"'))
+    for trained in ("all", "head", "low_rank") if kind != "linear" else ("all", "head"):
+        privacy = replace(study.privacy, trained=trained)  # type: ignore[arg-type]
+        model = models.build(study.model, {"pooled": 6, "frames": 5}, 3, seed=0)
+        found = update(model, data, replace(study, privacy=privacy))
+        assert np.isfinite(found).all()
+        assert (found != flat(model)).any()

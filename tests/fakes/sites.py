@@ -13,7 +13,7 @@ name = "tiny"
 purpose = "research"
 corpora = [{{ name = "none" }}]
 labels = {{ classes = ["happy", "sad", "angry"] }}
-streams = [{{ name = "pooled", pooling = "statistics", parts = [{{ kind = "mfcc" }}] }}]
+streams = {streams}
 normalisation = {{ scheme = "constants" }}
 model = {model}
 training = {training}
@@ -25,6 +25,8 @@ MLP = '{ kind = "mlp", stream = "pooled", hidden = 5, dropout = 0.3 }'
 ADAM = '{ learning_rate = 0.05, optimiser = "adam", batch_size = 5, local_epochs = 2 }'
 
 
+ONE_STREAM = '[{ name = "pooled", pooling = "statistics", parts = [{ kind = "mfcc" }] }]'
+TWO_STREAMS = ONE_STREAM[:-1] + ', { name = "frames", parts = [{ kind = "mfcc" }] }]'
 NONE = '{ mode = "none" }'
 # Four patients at most; SGD at rate 1, one step a round: the update is the noisy sum itself, over 2.
 LOCAL = """{ mode = "local", clip_norm = 1.0, noise_multiplier = 1.0, sampling_prob = 0.75, n_patients_public = 8, \
@@ -41,21 +43,33 @@ def write_study(
     model: str = MLP,
     training: str = ADAM,
     privacy: str = NONE,
+    streams: str = ONE_STREAM,
 ) -> Path:
     """Writes a study file."""
     folds = '"by_speaker"' if privacy == NONE else '"by_patient_hash"'
     text = STUDY.format(
-        n_sites=n_sites, rounds=rounds, model=model, training=training, privacy=privacy, folds=folds
+        n_sites=n_sites,
+        rounds=rounds,
+        model=model,
+        training=training,
+        privacy=privacy,
+        folds=folds,
+        streams=streams,
     )
     path.write_text(text)
     return path
 
 
-def private_study(path: Path, *, rounds: int = 3, **changes: str) -> Path:
+def private_study(
+    path: Path, *, rounds: int = 3, model: str = MLP, streams: str = ONE_STREAM, **changes: str
+) -> Path:
     """Writes a private study of one site; `changes` replace or add constants of `LOCAL`."""
     constants = dict(item.split(" = ") for item in LOCAL.strip("{} ").replace("\n", "").split(", "))
     text = ", ".join(f"{name} = {value}" for name, value in (constants | changes).items())
-    return write_study(path, n_sites=1, rounds=rounds, training=SGD, privacy=f"{{ {text} }}")
+    privacy = f"{{ {text} }}"
+    return write_study(
+        path, n_sites=1, rounds=rounds, model=model, training=SGD, privacy=privacy, streams=streams
+    )
 
 
 def write_sites(folder: Path, n_sites: int, *, n_examples: int = 12, width: int = WIDTH) -> dict[str, Path]:
