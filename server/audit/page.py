@@ -1,6 +1,7 @@
 """The document as one page: what the template shows, in the words and drawings that it needs."""
 
 import base64
+import functools
 import hashlib
 from pathlib import Path
 
@@ -24,9 +25,8 @@ def render(audit: Audit) -> str:
     """Returns the page."""
     report_css = HERE.parent / "report" / "report.css"
     css = report_css.read_text(encoding="utf-8") + (HERE / "audit.css").read_text(encoding="utf-8")
-    template = _environment().from_string((HERE / "audit.html.j2").read_text(encoding="utf-8"))
     grouped = groups(audit.ledgers)
-    return template.render(
+    return _template().render(
         audit=audit,
         groups=grouped,
         top=headline(audit.ledgers),
@@ -43,7 +43,8 @@ def visible(content: str) -> str:
     return "".join(map(text.show_name, pieces))
 
 
-def _environment() -> jinja2.Environment:
+@functools.cache
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -64,7 +65,7 @@ def _environment() -> jinja2.Environment:
         "ADVERSARY_VIEW": words.ADVERSARY_VIEW,
         "NOT_COVERED": words.NOT_COVERED,
     }
-    return environment
+    return environment.from_string((HERE / "audit.html.j2").read_text(encoding="utf-8"))
 
 
 def _shown_rows(ledger: LedgerFacts) -> list[tuple[int, object]]:
@@ -82,8 +83,11 @@ def _share(part: float | None, whole: float) -> str:
 
 def _not_asked(ledger: LedgerFacts) -> list[tuple[str, str]]:
     """What this audit could not ask, and the option that would let it."""
+    one = (
+        "whose key it is:" if ledger.cell is None else "whose keys they are; audit one ledger by itself with"
+    )
     remedies = {
-        6: ("whose key it is:", "--public-key"),
+        6: (one, "--public-key"),
         8: ("whether it was set back to an older copy:", "--seen"),
         9: ("whether the policy beside it is the one in force: there is none", ""),
     }

@@ -65,7 +65,7 @@ def find(path: Path) -> LedgerFiles | RunSource:
     path = folder_of(path)
     if (path / LEDGER_FILE).exists():
         return read_ledger(path, name=path.resolve().name)
-    if (path / LEDGERS).is_dir() or (path / RUN_FILE).exists():
+    if (path / RUN_FILE).exists() or any(path.glob(f"{LEDGERS}/*/*/{LEDGER_FILE}")):
         return _read_run(path)
     raise LedgerError(
         f"{path}: expected a ledger's folder ({LEDGER_FILE}) or a run's ({RUN_FILE}, {LEDGERS}/); came neither."

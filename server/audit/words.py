@@ -1,7 +1,7 @@
 """A guarantee in words that a patients' representative can read, each figure with what it means.
 
 >>> odds(1.0), sure(1.0), one_in(1e-5)
-('2.7', '73 %', '1 in 100,000')
+('2.7', '74 %', '1 in 100,000')
 """
 
 import math
@@ -104,14 +104,14 @@ def _domain(ledger: LedgerFacts, domain: DomainFacts) -> list[str]:
     if domain.stamp == SIMULATED:
         parts.append(
             f"{who}: nothing here protects a patient. The noise was simulated: whoever knows the study can take it "
-            "off again. With secret noise the following would hold, and only then."
+            "off again."
         )
     if not domain.spent:
         parts.append(
             f"{who}: nothing computed from recordings has left so far. At most epsilon {domain.cap:g} ever may."
         )
         return parts
-    parts.append(_promise(who, domain))
+    parts.append(_promise("With secret noise this would hold" if domain.stamp else who, domain))
     if domain.weak:
         usual = domain.spent_at_usual_delta
         beside = "" if usual is None else f" At delta {USUAL_DELTA:g} the spent epsilon is {up(usual)}."
