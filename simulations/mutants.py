@@ -42,7 +42,7 @@ COPIED = (
     "deploy",
 )
 TRAPS = tuple(f"T{number}" for number in range(1, 19))
-PRIVACY, LEDGER = "tests/common/privacy", "tests/common/ledger"
+PRIVACY, LEDGER, CLIENT = "tests/common/privacy", "tests/common/ledger", "tests/client"
 TIMEOUT_SECONDS = 600  # of one test on a busy machine
 
 Outcome = Literal["killed", "SURVIVED", "does not apply", "test does not pass", "test did not run"]
@@ -70,8 +70,8 @@ MUTANTS: tuple[Mutant, ...] = (
         trap="T1",
         what="Only the last round is accounted",
         path="common/privacy/plan.py",
-        old="steps=rounds * spec.steps_per_round,",
-        new="steps=spec.steps_per_round,",
+        old="training_event(spec, spec.steps_in(rounds)), *",
+        new="training_event(spec, spec.steps_per_round), *",
         test=f"{PRIVACY}/test_traps.py::test_t01_rounds_compose_in_one_account",
     ),
     Mutant(
@@ -211,9 +211,9 @@ MUTANTS: tuple[Mutant, ...] = (
         name="steps-from-a-rate",
         trap="T14",
         what="A step count is computed as 1 / (1 / n)",
-        path="common/privacy/plan.py",
-        old="steps=rounds * spec.steps_per_round,",
-        new="steps=rounds * int(1 / (1 / spec.steps_per_round)),",
+        path="common/privacy_specs.py",
+        old="return (rounds + self.spare_rounds) * self.steps_per_round",
+        new="return (rounds + self.spare_rounds) * int(1 / (1 / self.steps_per_round))",
         test=f"{PRIVACY}/test_traps.py::test_t14_step_counts_survive_because_they_are_never_divided",
     ),
     Mutant(
@@ -248,8 +248,8 @@ MUTANTS: tuple[Mutant, ...] = (
         trap="T18",
         what="Amplification over hospitals is claimed",
         path="common/privacy/plan.py",
-        old="            sampling_prob=spec.sampling_prob,\n            steps=",
-        new="            sampling_prob=spec.sampling_prob * 0.5,\n            steps=",
+        old="        sampling_prob=spec.sampling_prob,\n        steps=",
+        new="        sampling_prob=spec.sampling_prob * 0.5,\n        steps=",
         test=f"{PRIVACY}/test_traps.py::test_t18_taking_part_in_fewer_rounds_amplifies_nothing",
     ),
     Mutant(
@@ -267,8 +267,8 @@ MUTANTS: tuple[Mutant, ...] = (
         trap="P2",
         what="A patient's figure is that of one recording",
         path="common/privacy/plan.py",
-        old="            records_per_patient=spec.records_per_patient,\n",
-        new="            records_per_patient=1,\n",
+        old="        records_per_patient=spec.records_per_patient,\n",
+        new="        records_per_patient=1,\n",
         test=f"{PRIVACY}/test_plan.py::test_unit_utterance_is_charged_as_the_patient",
     ),
     Mutant(
@@ -399,6 +399,78 @@ MUTANTS: tuple[Mutant, ...] = (
         old="order=order_of(opened))",
         new="order=fixed_order(cap, opened.delta))",
         test=f"{LEDGER}/test_budget.py::test_a_cap_that_moves_does_not_move_the_order",
+    ),
+    Mutant(
+        name="dealt-folds",
+        trap="P11",
+        what="Folds are dealt in a private mode",
+        path="common/study.py",
+        old="    if isinstance(study.evaluation.folds, SpeakerFolds):\n",
+        new="    if False:\n",
+        test="tests/common/test_study.py::test_a_private_study_that_lets_one_patient_change_more_is_refused",
+    ),
+    Mutant(
+        name="silent-where-nobody-is-drawn",
+        trap="P12",
+        what="A step in which nobody is drawn releases nothing",
+        path="client/train_private.py",
+        old="            gradients = _gradients(",
+        new="            if not len(drawn.recordings):\n                continue\n            gradients = _gradients(",
+        test=f"{CLIENT}/test_train_private.py::test_a_site_without_patients_releases_noise",
+    ),
+    Mutant(
+        name="withdrawal-not-handed-on",
+        trap="P7",
+        what="The list of those who withdrew does not reach the sampler",
+        path="client/train_private.py",
+        old="if patient in withdrawn]",
+        new="if patient in ()]",
+        test=f"{CLIENT}/test_train_private.py::test_who_withdrew_changes_no_bit",
+    ),
+    Mutant(
+        name="another-answer-to-the-same-question",
+        trap="P13",
+        what="A site that is asked again trains again",
+        path="client/site_ledger.py",
+        old="            if kept is not None and self.budget.may_resend(key, kept):\n",
+        new="            if False:\n",
+        test=f"{CLIENT}/test_releases.py::test_the_same_question_gets_the_same_bytes_and_spends_nothing_more",
+    ),
+    Mutant(
+        name="privacy-off-by-a-message",
+        trap="P14",
+        what="A run's configuration, which the coordinator writes, turns privacy off",
+        path="client/app.py",
+        old='    if not context.node_config.get("without-privacy", False):\n',
+        new='    if not (context.node_config | context.run_config).get("without-privacy", False):\n',
+        test=f"{CLIENT}/test_releases.py::test_only_a_node_s_own_configuration_makes_it_a_twin_and_never_beside_a_ledger",
+    ),
+    Mutant(
+        name="loss-beside-the-update",
+        trap="P15",
+        what="A private reply states one number more",
+        path="client/app.py",
+        old='{"n-steps": steps}, released)',
+        new='{"n-steps": steps, "n-examples": len(data)}, released)',
+        test=f"{CLIENT}/test_releases.py::test_no_word_in_a_message_turns_privacy_off",
+    ),
+    Mutant(
+        name="counts-of-every-recording",
+        trap="P16",
+        what="A withheld patient counts with all recordings, however many",
+        path="client/releases.py",
+        old="first_recordings(owners, n_most=n_most)",
+        new="first_recordings(owners, n_most=len(owners))",
+        test=f"{CLIENT}/test_releases.py::test_a_patient_counts_at_most_so_many_recordings",
+    ),
+    Mutant(
+        name="reason-told",
+        trap="P17",
+        what="The coordinator is told why a site released nothing",
+        path="client/releases.py",
+        old='                "This site released nothing in this round. Its own log and ledger say why."\n',
+        new='                f"This site released nothing in this round: {error}"\n',
+        test=f"{CLIENT}/test_releases.py::test_a_failure_is_burned_and_its_reason_stays_at_the_site",
     ),
 )
 

@@ -194,10 +194,13 @@ def test_a_site_that_answers_without_privacy_is_refused_by_the_coordinator_too(p
     assert "expected the signed checkpoint of the site's ledger" in reason
 
 
-def test_a_node_with_a_ledger_cannot_be_a_twin(place: Place) -> None:
+def test_only_a_node_s_own_configuration_makes_it_a_twin_and_never_beside_a_ledger() -> None:
     from sottovoce.client import app
 
     config = {"without-privacy": True, "ledger-folder": "x"}
     both = SimpleNamespace(node_config=config, run_config={})
+    assert app._is_twin(SimpleNamespace(node_config={"without-privacy": True}, run_config={}))  # type: ignore[arg-type]
+    of_the_run = SimpleNamespace(node_config={}, run_config={"without-privacy": True})
+    assert not app._is_twin(of_the_run)  # type: ignore[arg-type]
     with pytest.raises(RunError, match="came both"):
         app._is_twin(both)  # type: ignore[arg-type]
