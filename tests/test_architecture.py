@@ -118,3 +118,5 @@ def test_wheel_holds_the_four_parts_and_nothing_private(tmp_path: Path) -> None:
     assert not [name for name in names if name.endswith((".wav", ".flac"))]
     assert "sottovoce/simulations/scenarios/demo.toml" in names
     assert "sottovoce/py.typed" in names
+    for template in ("report/report.html.j2", "report/report.css", "audit/audit.html.j2", "audit/audit.css"):
+        assert f"sottovoce/server/{template}" in names

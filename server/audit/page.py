@@ -61,6 +61,7 @@ def _template() -> jinja2.Template:
         "MAX_LISTED": MAX_LISTED,
         "MAX_ROWS": MAX_ROWS,
         "USUAL_DELTA": USUAL_DELTA,
+        "SAYS_LITTLE_ABOVE": words.SAYS_LITTLE_ABOVE,
         "STEPS": STEPS,
         "ADVERSARY_VIEW": words.ADVERSARY_VIEW,
         "NOT_COVERED": words.NOT_COVERED,

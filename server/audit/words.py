@@ -22,7 +22,7 @@ NOT_COVERED = (
     "How long training took, how large messages were, and when they were sent.",
     "A site that lies about its own list of patients, or that runs another program than it records.",
 )
-PROTECTED_FROM = 5.0  # of epsilon: fifty-fifty becomes 99 % sure; beyond, the figure alone says little
+SAYS_LITTLE_ABOVE = 5.0  # of epsilon: fifty-fifty becomes 99 % sure; beyond, the figure alone says little
 
 
 def guarantee(ledger: LedgerFacts | None, *, n_ledgers: int) -> tuple[str, ...]:
@@ -131,7 +131,7 @@ def _promise(who: str, domain: DomainFacts) -> str:
     limit = f" The hospital allows at most epsilon {domain.cap:g} in all ({_at_most_sure(domain.cap)})."
     doubt = (
         " At this size the figure alone says little: it limits what can be learned, it does not hide who took part."
-        if spent > PROTECTED_FROM
+        if spent > SAYS_LITTLE_ABOVE
         else ""
     )
     return said + limit + doubt

@@ -336,6 +336,15 @@ def test_what_is_weak_is_named_with_the_epsilon_at_the_usual_delta() -> None:
     assert "These figures are weak" in found.in_plain_language[-1]
 
 
+def test_a_large_figure_is_said_to_say_little_even_where_nothing_else_is_weak() -> None:
+    terms = replace(hospital().policy().domains[0], epsilon_cap=12.0)
+    policy = hospital().policy(domains=(terms,), max_epsilon_per_study=12.0)
+    text = text_of(judged(spent_by([charge_of(2, 0.7, sampling_prob=1.0)], policy=policy)))
+    assert "So large a figure alone says little." in text
+    assert "it does not hide who took part" in text
+    assert "So large" not in text_of(judged(spent_by([charge_of()])))
+
+
 def test_recordings_drawn_one_by_one_are_weak() -> None:
     disk = spent_by([charge_of(2, 20.0, records_per_patient=2)], n_releases=0)
     assert only(judged(disk)).weak == ("recordings were drawn and clipped one by one, not patients",)
