@@ -9,7 +9,7 @@ export OMP_NUM_THREADS := 1
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: demo test check bench results mutants clean
+.PHONY: demo test check bench proofs results mutants clean
 
 demo: $(READY)  ## the main job on the embedded corpus: a federated study, evaluated and reported
 	$(BIN)/sottovoce simulate simulations/scenarios/demo.toml --out runs/demo --twins --overwrite
@@ -28,6 +28,9 @@ check: $(READY)  ## format, lint, types, import directions
 
 bench: $(READY)  ## speed and memory, as ratios measured in one run
 	$(BIN)/python -m sottovoce.simulations.bench --json runs/bench.json --page docs/bench.md
+
+proofs: $(READY)  ## the long proofs of privacy and ledger alone, an hour or two on two idle cores
+	$(BIN)/python -m sottovoce.simulations.bench --json runs/proofs.json --page docs/proofs.md privacy ledger
 
 mutants: $(READY)  ## walks into every known trap, in copies of the source; each must be noticed by a test
 	$(BIN)/python -m sottovoce.simulations.mutants

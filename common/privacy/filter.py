@@ -67,6 +67,7 @@ class Draws:
     records_per_patient: int = 1
 
 
+@functools.lru_cache(maxsize=256)
 def fixed_order(cap: float, delta: float) -> int:
     """Returns a domain's one order: where Gaussian steps, whose divergence grows with the order, reach furthest."""
     return max(ORDERS, key=lambda order: (cap - _price(order, delta)) / order)

@@ -1,6 +1,8 @@
 """`python -m sottovoce.simulations.bench [--json FILE] [NAME ...]`: runs benchmarks, prints a table, writes JSON.
 
-Exit status 1 if a bar was missed.
+`privacy` and `ledger` are proofs in parts. `--size ledger.schedules=1000` runs a part at another size (0: not now);
+rows of other parts that FILE holds already are kept, so that proofs of hours can be run one after the other.
+SOTTOVOCE_BENCH_WORKERS says how many processes they may keep busy. Exit status 1 if a bar was missed.
 """
 
 import argparse
@@ -25,15 +27,18 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--page", type=Path, help="write the table here as Markdown")
+    parser.add_argument("--size", action="append", default=[], metavar="NAME.PART=N", type=_size)
     chosen = parser.parse_args(arguments)
     if unknown := [name for name in chosen.names if name not in BENCHMARKS]:
         parser.error(f"expected names of {', '.join(BENCHMARKS)}; came {', '.join(unknown)}")
-    console, results = Console(), {}
+    console, results = Console(), _kept(chosen.json)
     for name in chosen.names or BENCHMARKS:
         module = importlib.import_module(f"sottovoce.simulations.bench.{name}")
         with console.status(f"measuring {name} ..."):
-            results[name] = module.measure()
-        console.print(table_of(name, results[name]))
+            sizes = {part: size for of, part, size in chosen.size if of == name}
+            found = module.measure(**sizes)
+        console.print(table_of(name, found))
+        results[name] = _beside(results.get(name), found)
         if chosen.json is not None:  # after each, so that an interruption costs one benchmark
             chosen.json.parent.mkdir(parents=True, exist_ok=True)
             chosen.json.write_text(json.dumps(results, indent=1) + "\n")
@@ -43,12 +48,37 @@ def main(arguments: list[str]) -> int:
     return 1 if missed else 0
 
 
+def _size(text: str) -> tuple[str, str, int]:
+    place, _, size = text.partition("=")
+    name, _, part = place.partition(".")
+    return name, part, int(size)
+
+
+def _kept(path: Path | None) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path is not None and path.is_file() else {}
+
+
+def _beside(before: Mapping[str, Any] | None, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Keeps the rows of parts that were not run now."""
+    again = {row.get("part") for row in found["rows"]}
+    kept = [row for row in (before or {}).get("rows", ()) if row.get("part") not in again]
+    return {**found, "rows": [*kept, *found["rows"]]} if None not in again else dict(found)
+
+
+PROOFS = ("privacy", "ledger")
+
+
 def page_of(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns docs/bench.md: one table for each benchmark."""
-    lines = [
-        "# Benchmarks\n",
-        "Medians and ratios of one run of `python -m sottovoce.simulations.bench`; a bar that was missed says so.",
-    ]
+    """Returns docs/bench.md, or docs/proofs.md: one table for each benchmark."""
+    told = "Medians and ratios of one run of `python -m sottovoce.simulations.bench`; a bar that was missed says so."
+    title = "# Benchmarks\n"
+    if results.keys() <= set(PROOFS):
+        title = "# Proofs at length\n"
+        told = (
+            "What `make proofs` found, a table for each of its names. A row says how many were run, and the first of "
+            "a part how long it took on a machine that did other things as well. A bar that was missed says so."
+        )
+    lines = [title, told]
     for name, result in results.items():
         machine = result.get("machine", {})
         load = f", load {machine['load_1_min']} on {machine['cores']} cores" if machine else ""

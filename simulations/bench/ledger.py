@@ -9,57 +9,52 @@ The fakes and the auditor's program are not in the wheel, so this runs in a chec
 import functools
 import importlib
 import importlib.util
+import itertools
 import os
 import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from sottovoce.common.ledger.entries import Charge
 from sottovoce.common.ledger.store import HEAD_FILE, LEDGER_FILE
 from sottovoce.common.ledger.verify import verify
 from sottovoce.common.privacy.budget import PldAccountant
 from sottovoce.common.streams import stream
-from sottovoce.simulations.bench.timing import ROOT, NotMeasured, Row, report
+from sottovoce.simulations.bench.remembered import remember_mechanisms, remember_signatures
+from sottovoce.simulations.bench.timing import ROOT, NotMeasured, Parts, Row, parts_run, processes, report
 
 N_SCHEDULES = 100_000
 N_FAULTS = 19_000
+N_OPERATIONS = 16  # of the disk in one round of open, reserve and commit
 N_KILLS = 1000
 N_MUTATIONS = 100_000
 N_ENTRIES = 100_000
-N_LEDGERS, N_LARGE, N_GROUPS = 1000, 20, 200
+N_LEDGERS, N_LARGE = 1000, 20
 CHUNK = 250
 FINE_GRID = 1e-5
 WITHIN = 1e-3
-N_MECHANISMS = 24  # a fine distribution takes seconds to make and 50 MB, so ledgers share so many mechanisms
 
 
-def measure(
-    n_schedules: int = N_SCHEDULES,
-    n_faults: int = N_FAULTS,
-    n_kills: int = N_KILLS,
-    n_mutations: int = N_MUTATIONS,
-    n_entries: int = N_ENTRIES,
-    n_ledgers: int = N_LEDGERS,
-    n_large: int = N_LARGE,
-) -> dict[str, Any]:
-    """Runs all of it: some hours on two cores, most of it schedules and the fine grid."""
-    return report(
-        [
-            _schedules(n_schedules),
-            _faults(n_faults),
-            _kills(n_kills),
-            _mutations(n_mutations),
-            _speed(n_entries),
-            *_agreement("of 1 to 10 mechanisms", n_ledgers, (1, 10)),
-            *_agreement(f"of {N_GROUPS} mechanisms", n_large, (N_GROUPS, N_GROUPS)),
-        ]
-    )
+def measure(**sizes: int) -> dict[str, Any]:
+    """Runs all parts, or those of another size: hours on one core, most of it schedules and the fine grid."""
+    parts: Parts = {
+        "faults": (N_FAULTS, _faults),
+        "kills": (N_KILLS, _kills),
+        "mutations": (N_MUTATIONS, _mutations),
+        "speed": (N_ENTRIES, _speed),
+        "agreement": (N_LEDGERS, partial(_agreement, SMALL)),
+        "large": (N_LARGE, partial(_agreement, LARGE)),
+        "schedules": (N_SCHEDULES, _schedules),
+    }
+    return report(parts_run(parts, **sizes))
 
 
 def _fake(name: str) -> Any:
@@ -74,15 +69,15 @@ def _fake(name: str) -> Any:
 
 
 def _spread(work: Callable[[range], Sequence[int]], n: int) -> list[int]:
-    """Adds up what the pieces of `range(n)` return, over all cores."""
+    """Adds up what the pieces of `range(n)` return, over all processes."""
     pieces = [range(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+    with processes() as pool:
         return [sum(column) for column in zip(*pool.map(work, pieces), strict=True)]
 
 
-def _schedules(n: int) -> Row:
+def _schedules(n: int) -> list[Row]:
     broken, faults, restarts, sent = _spread(_run_schedules, n)
-    return Row(
+    row = Row(
         what=f"of {n:,} schedules of crash, retry, restart and concurrency: over the cap, or a spend forgotten",
         value=float(broken),
         unit="",
@@ -90,9 +85,11 @@ def _schedules(n: int) -> Row:
         met=broken == 0,
         note=f"{faults:,} faults, {restarts:,} restarts, {sent:,} releases sent",
     )
+    return [row]
 
 
 def _run_schedules(seeds: range) -> tuple[int, int, int, int]:
+    remember_signatures()
     schedules = _fake("ledger_schedules")
     broken = faults = restarts = sent = 0
     for seed in seeds:
@@ -105,62 +102,69 @@ def _run_schedules(seeds: range) -> tuple[int, int, int, int]:
     return broken, faults, restarts, sent
 
 
-def _faults(n: int) -> Row:
+def _faults(n: int) -> list[Row]:
     broken, met = _spread(_run_faults, n)
-    return Row(
+    row = Row(
         what=f"of {n:,} kill and write faults at the operations of a round: something lost",
         value=float(broken),
         unit="",
         bar="0",
-        met=broken == 0 and met > n // 2,
+        met=broken == 0 and met == n,
         note=f"{met:,} met their operation",
     )
+    return [row]
 
 
 def _run_faults(seeds: range) -> tuple[int, int]:
+    remember_signatures()
     schedules = _fake("ledger_schedules")
     broken = met = 0
     for seed in seeds:
         draw = random.Random(seed)
         kind = draw.choice(schedules.FAULTS)
         try:
-            met += schedules.run_fault(kind, draw.randint(1, 18), seed=seed, power_cut=draw.random() < 0.5)
+            met += schedules.run_fault(
+                kind, draw.randint(1, N_OPERATIONS), seed=seed, power_cut=draw.random() < 0.5
+            )
         except schedules.Broken:
             broken += 1
     return broken, met
 
 
-def _kills(n: int) -> Row:
+def _kills(n: int) -> list[Row]:
     schedules = _fake("ledger_schedules")
+    met, broken = schedules.Kills(), ""
     with tempfile.TemporaryDirectory(prefix="sottovoce-bench-") as folder:
         try:
-            met, lost = schedules.run_sigkills(Path(folder), n, seed=0), 0
-        except schedules.Broken:
-            return Row(
-                what=f"of {n:,} SIGKILLs of a real process: something lost", value=1.0, bar="0", met=False
-            )
-    return Row(
+            met = schedules.run_sigkills(Path(folder), n, seed=0)
+        except schedules.Broken as found:
+            broken = str(found)
+    row = Row(
         what=f"of {n:,} SIGKILLs of a real process on a real disk: something lost",
-        value=float(lost),
+        value=float(bool(broken)),
         unit="",
         bar="0",
         met=met.n_kills == n,
-        note=f"{met.n_reserved:,} reservations and {met.n_sent:,} commits were acknowledged before a kill",
+        note=broken
+        or f"{met.n_reserved:,} reservations and {met.n_sent:,} commits were acknowledged before a kill",
     )
+    return [row]
 
 
-def _mutations(n: int) -> Row:
+def _mutations(n: int) -> list[Row]:
     missed, misplaced = _spread(_run_mutations, n)
-    return Row(
+    row = Row(
         what=f"of {n:,} single mutations of a ledger: not found, or found elsewhere",
         value=float(missed + misplaced),
         unit="",
         bar="0",
         met=missed + misplaced == 0,
     )
+    return [row]
 
 
 def _run_mutations(seeds: range) -> tuple[int, int]:
+    remember_signatures()
     disk, at = _fake("ledgers").lived_in(), _fake("ledgers").hospital()
     source, head = disk.names[LEDGER_FILE].data, disk.names[HEAD_FILE].data.decode()
     missed = misplaced = 0
@@ -175,32 +179,32 @@ def _run_mutations(seeds: range) -> tuple[int, int]:
     return missed, misplaced
 
 
-def _speed(n: int) -> Row:
+def _speed(n: int) -> list[Row]:
     data, head = _fake("ledger_vectors").long_ledger(n)
     began = time.perf_counter()
     verdict = verify(data, head=head)
     seconds = time.perf_counter() - began
-    return Row(
+    row = Row(
         what=f"verify {verdict.n_entries:,} entries",
         value=seconds,
         bar="60 s",
         met=verdict.ok and verdict.n_entries >= n - 1 and seconds <= 60.0,
         note=f"{len(data) / 1e6:.0f} MB",
     )
+    return [row]
 
 
-def _agreement(what: str, n: int, n_groups: tuple[int, int]) -> list[Row]:
-    if n == 0:
-        return []
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        gaps = list(pool.map(_gap, range(n), [n_groups] * n))
+def _agreement(pool: "Pool", n: int) -> list[Row]:
+    with processes() as workers:
+        gaps, lowest, highest = zip(*workers.map(partial(_gap, pool), range(n), chunksize=4), strict=True)
     return [
         Row(
-            what=f"{n:,} random ledgers {what}: the ledger's epsilon less the auditor's, at most",
+            what=f"{n:,} random ledgers of {pool.groups}: the ledger's epsilon less the auditor's, at most",
             value=max(gaps),
             unit="",
             bar=f"{WITHIN}",
             met=max(gaps) <= WITHIN,
+            note=f"epsilon from {min(lowest):.2f} to {max(highest):.2f}, the auditor's grid {FINE_GRID:g}",
         ),
         Row(
             what="of the same, at least (never below)",
@@ -212,49 +216,88 @@ def _agreement(what: str, n: int, n_groups: tuple[int, int]) -> list[Row]:
     ]
 
 
-def random_charges(seed: int, n_groups: tuple[int, int]) -> tuple[list[Charge], float]:
-    """Any number of entries over so many mechanisms, and a delta."""
-    draw = stream(seed, "ledger agreement", *n_groups)
-    wanted = int(draw.integers(n_groups[0], n_groups[1] + 1))
-    mechanisms = draw.permutation(max(wanted, N_MECHANISMS))[:wanted]
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """What random ledgers choose from, so that the fine distributions of each mechanism are made once."""
+
+    n_mechanisms: int
+    n_groups: tuple[int, int]
+    noise: tuple[float, float]
+    noise_unsampled: tuple[float, float]
+    log_sampling_prob: tuple[float, float]
+    steps: tuple[int, ...]
+
+    @property
+    def groups(self) -> str:
+        """Returns how many groups a ledger has, in words."""
+        low, high = self.n_groups
+        return f"{high} groups" if low == high else f"{low} to {high} groups"
+
+
+SMALL = Pool(
+    n_mechanisms=24,
+    n_groups=(1, 10),
+    noise=(1.5, 12.0),
+    noise_unsampled=(15.0, 60.0),
+    log_sampling_prob=(-2.5, -0.9),
+    steps=(1, 3, 10, 30, 100),
+)
+# Two hundred mechanisms together are to stay within an epsilon that a site would ever allow.
+LARGE = Pool(
+    n_mechanisms=220,
+    n_groups=(200, 200),
+    noise=(5.0, 25.0),
+    noise_unsampled=(40.0, 80.0),
+    log_sampling_prob=(-2.5, -0.9),
+    steps=(1, 4),
+)
+
+
+def random_charges(seed: int, pool: Pool) -> tuple[list[Charge], float]:
+    """So many groups, each in one to three entries of the ledger, and a delta."""
+    draw = stream(seed, "ledger agreement", *pool.n_groups)
+    wanted = int(draw.integers(pool.n_groups[0], pool.n_groups[1] + 1))
     charges = []
-    for mechanism in mechanisms:
-        numbers = stream(int(mechanism), "ledger mechanisms", n_groups[0])
-        # Two hundred mechanisms together are to stay within an epsilon that a site would ever allow.
-        noise = float(numbers.uniform(1.5, 10.0)) if wanted <= 10 else float(numbers.uniform(4.0, 16.0))
-        sampling_prob = float(10 ** numbers.uniform(-2.5, -0.7)) if numbers.random() < 0.9 else 1.0
-        for _ in range(int(draw.integers(1, 4))):
-            charges.append(
-                Charge(
-                    what="update",
-                    mechanism="poisson_gaussian",
-                    noise_multiplier=noise,
-                    sampling_prob=sampling_prob,
-                    steps=int(10 ** draw.uniform(0, 2 if wanted <= 10 else 1)),
-                    n_patients=5000,
-                )
+    for mechanism in draw.permutation(pool.n_mechanisms)[:wanted]:
+        numbers = stream(int(mechanism), "ledger mechanisms", *pool.n_groups)
+        sampled = numbers.random() < 0.9
+        noise = float(numbers.uniform(*(pool.noise if sampled else pool.noise_unsampled)))
+        sampling_prob = float(10 ** numbers.uniform(*pool.log_sampling_prob)) if sampled else 1.0
+        for steps in _parts(int(draw.choice(pool.steps)), draw):
+            charge = Charge(
+                what="update",
+                mechanism="poisson_gaussian",
+                noise_multiplier=noise,
+                sampling_prob=sampling_prob,
+                steps=steps,
+                n_patients=5000,
             )
+            charges.append(charge)
     return charges, float(10 ** draw.uniform(-7, -4))
 
 
-def _gap(seed: int, n_groups: tuple[int, int]) -> float:
-    charges, delta = random_charges(seed, n_groups)
+def _parts(steps: int, draw: np.random.Generator) -> list[int]:
+    """Splits a group's steps into one to three entries."""
+    cuts = sorted({0, steps, *(int(cut) for cut in draw.integers(0, steps + 1, 2))})
+    return [after - before for before, after in itertools.pairwise(cuts)]
+
+
+def _gap(pool: Pool, seed: int) -> tuple[float, float, float]:
+    remember_mechanisms(2 * pool.n_mechanisms)  # on the ledger's grid and on the auditor's
+    charges, delta = random_charges(seed, pool)
     ours = PldAccountant().epsilon(charges, delta)
-    tables = [{"cap": 0, **vars(charge)} | {"cap": charge.cap or 0} for charge in charges]
+    tables = [{**vars(charge), "cap": 0} for charge in charges]
     theirs: float = _auditor().pld_epsilon(tables, delta, FINE_GRID)
-    return ours - theirs
+    return ours - theirs, theirs, theirs
 
 
 @functools.cache
 def _auditor() -> Any:
-    """The auditor's program; the library's distributions are remembered, its own code is as it is."""
+    """The auditor's program, as it is."""
     path = ROOT / "deploy" / "auditor" / "verify_ledger.py"
     spec = importlib.util.spec_from_file_location("verify_ledger", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise NotMeasured("the auditor's program needs a checkout: deploy/ is not in the wheel")
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
-    library = importlib.import_module("dp_accounting.pld.privacy_loss_distribution")
-    remembered = functools.lru_cache(maxsize=N_MECHANISMS)(library.from_gaussian_mechanism)
-    library.from_gaussian_mechanism = remembered  # type: ignore[attr-defined]
     return program

@@ -1,11 +1,10 @@
 """The long proofs of the privacy parts: adversarial patients, random ledgers, draws of noise, and their speed.
 
-Random ledgers choose from a pool of mechanisms. What one step of a mechanism loses is worked out once in each
-process and remembered; composing, and finding epsilon, is done anew for every ledger.
+Random ledgers choose from a pool of mechanisms and step counts, whose distributions are remembered; composing them,
+and finding epsilon, is done anew for every ledger.
 """
 
 import functools
-import importlib
 import logging
 import math
 from collections.abc import Sequence
@@ -25,35 +24,30 @@ from sottovoce.common.privacy.prv import bracket
 from sottovoce.common.privacy.source import SecretSource
 from sottovoce.common.privacy.stages import PatientGradients
 from sottovoce.simulations.bench import second_accountant
-from sottovoce.simulations.bench.timing import Row, clocked, processes, report, take_turns, timed
+from sottovoce.simulations.bench.remembered import remember_mechanisms
+from sottovoce.simulations.bench.timing import Parts, Row, parts_run, processes, report, take_turns, timed
 
 N_PATIENTS = 100_000
 N_LEDGERS = 1000
-N_MECHANISMS = 100  # that random ledgers choose from
+N_MECHANISMS = 60  # that random ledgers choose from
+STEPS = (1, 3, 10, 30, 100)
 N_AGAINST_FFT = 50
 N_NOISE_RUNS, N_DRAWS = 20, 10_000_000
 N_SOURCES = 1_000_000
 SLACK_BELOW = 1e-6  # of the hand-written accountant, which rounds losses to the nearest cell
 
 
-def measure(
-    n_patients: int = N_PATIENTS,
-    n_ledgers: int = N_LEDGERS,
-    n_against_fft: int = N_AGAINST_FFT,
-    n_noise_runs: int = N_NOISE_RUNS,
-    n_sources: int = N_SOURCES,
-) -> dict[str, Any]:
-    """Runs all of it: about half an hour on one core, most of it ledgers."""
-    return report(
-        [
-            *clocked(lambda: [_adversarial_patients(n_patients)]),
-            *clocked(lambda: _ledgers(n_ledgers)),
-            *clocked(lambda: _against_fft(n_against_fft)),
-            *clocked(lambda: [_noise(n_noise_runs)]),
-            *clocked(lambda: [_collisions(n_sources)]),
-            *_speed(),
-        ]
-    )
+def measure(**sizes: int) -> dict[str, Any]:
+    """Runs all parts, or those of another size: about half an hour on one core, most of it ledgers."""
+    parts: Parts = {
+        "patients": (N_PATIENTS, _adversarial_patients),
+        "ledgers": (N_LEDGERS, _ledgers),
+        "fft": (N_AGAINST_FFT, _against_fft),
+        "noise": (N_NOISE_RUNS, _noise),
+        "sources": (N_SOURCES, _collisions),
+        "speed": (9, _speed),
+    }
+    return report(parts_run(parts, **sizes))
 
 
 def hostile_rows(rng: np.random.Generator, n_rows: int, width: int, bound: float) -> np.ndarray:
@@ -72,22 +66,23 @@ def random_ledger(seed: int) -> tuple[list[Event], float]:
     """One to ten groups of distinct mechanisms of the pool, any number of steps each, and a delta."""
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(N_MECHANISMS)[: rng.integers(1, 11)]
-    events = [replace(_mechanism(int(k)), steps=int(10 ** rng.uniform(0, 2))) for k in chosen]
+    events = [replace(_mechanism(int(k)), steps=int(rng.choice(STEPS))) for k in chosen]
     return events, float(10 ** rng.uniform(-7, -4))
 
 
 def _mechanism(number: int) -> Event:
     rng = np.random.default_rng([number, 2])
+    sampled = rng.random() < 0.9
     return Event(
-        noise_multiplier=float(rng.uniform(0.8, 10.0)),
-        sampling_prob=float(10 ** rng.uniform(-3, -0.5)) if rng.random() < 0.9 else 1.0,
+        noise_multiplier=float(rng.uniform(0.8, 10.0)) if sampled else float(rng.uniform(4.0, 40.0)),
+        sampling_prob=float(10 ** rng.uniform(-3, -0.5)) if sampled else 1.0,
         steps=1,
         cap=None,
         n_patients=1000,
     )
 
 
-def _adversarial_patients(n_patients: int) -> Row:
+def _adversarial_patients(n_patients: int) -> list[Row]:
     rng, above = np.random.default_rng(0), 0
     for start in range(0, n_patients, 1000):
         bound, grid = float(10 ** rng.uniform(-3, 3)), float(2.0 ** -rng.integers(8, 27))
@@ -95,13 +90,14 @@ def _adversarial_patients(n_patients: int) -> Row:
         limit = math.floor((Fraction(bound) / Fraction(grid)) ** 2)
         rows = hostile_rows(rng, min(1000, n_patients - start), int(rng.integers(1, 60)), bound)
         above += sum(_exact_square(rows[i : i + 1], bound, grid) > limit for i in range(len(rows)))
-    return Row(
+    row = Row(
         what=f"of {n_patients:,} adversarial patients, those above the clipping norm in integers",
         value=float(above),
         unit="",
         bar="0",
         met=above == 0,
     )
+    return [row]
 
 
 def _exact_square(row: np.ndarray, bound: float, grid: float) -> int:
@@ -122,7 +118,7 @@ class Opinions:
 
 
 def _opinions(seed: int) -> Opinions:
-    _remember_mechanisms()
+    remember_mechanisms(N_MECHANISMS)
     events, delta = random_ledger(seed)
     rdp = rdp_epsilon(events, delta)
     dropped = set[str]().union(*(_dropped_orders(replace(event, steps=1)) for event in events))
@@ -133,15 +129,6 @@ def _opinions(seed: int) -> Opinions:
         n_recorded=len(rdp.dropped_orders),
         n_dropped=len(dropped),
     )
-
-
-@functools.cache
-def _remember_mechanisms() -> None:
-    """Lets this process remember a step's distribution, and Opacus its RDP: pure functions, asked again and again."""
-    step = accountant._step.__wrapped__
-    accountant._step = functools.lru_cache(maxsize=N_MECHANISMS)(step)
-    library: Any = importlib.import_module("opacus.accountants.analysis.rdp")
-    library._compute_rdp = functools.cache(library._compute_rdp)
 
 
 @functools.cache
@@ -229,32 +216,34 @@ def _against_fft(n_cases: int) -> list[Row]:
     ]
 
 
-def _noise(n_runs: int) -> Row:
+def _noise(n_runs: int) -> list[Row]:
     values = [float(kstest(standard_normals(SecretSource(), N_DRAWS), "norm").pvalue) for _ in range(n_runs)]
     # 40 tails of 1e-4 each: an honest source fails once in 250 runs of this row.
     good = sum(1e-4 <= value <= 1 - 1e-4 for value in values)
-    return Row(
+    row = Row(
         what=f"Kolmogorov-Smirnov runs of {N_DRAWS:,} normals with p in [1e-4, 1 - 1e-4]",
         value=float(good),
         unit=f"of {n_runs}",
         bar="all",
         met=good == n_runs,
     )
+    return [row]
 
 
-def _collisions(n_sources: int) -> Row:
+def _collisions(n_sources: int) -> list[Row]:
     words = np.array([SecretSource().words(1)[0] for _ in range(n_sources)])
     twice = n_sources - len(np.unique(words))
-    return Row(
+    row = Row(
         what=f"of {n_sources:,} releases, those that share their first word with another",
         value=float(twice),
         unit="",
         bar="0",
         met=twice == 0,
     )
+    return [row]
 
 
-def _speed() -> list[Row]:
+def _speed(repeats: int) -> list[Row]:
     n, rows, width = 1_000_000, 64, 60_000
     torch.set_num_threads(1)
     gradients = PatientGradients(
@@ -266,7 +255,7 @@ def _speed() -> list[Row]:
             "noise": timed(lambda: standard_normals(SecretSource(), n)),
             "clip": timed(lambda: quantised_sum(clip(gradients, 1.0), 2.0**-20)),
         },
-        repeats=9,
+        repeats=repeats,
     )
     ratio = times["noise"].median / times["torch"].median
     cells = rows * width

@@ -1,5 +1,6 @@
 """Taking turns: what every benchmark shares."""
 
+import functools
 import os
 import resource
 import statistics
@@ -32,6 +33,7 @@ class Row:
     bar: str = ""
     met: bool | None = None
     note: str = ""
+    part: str = ""  # of a benchmark whose parts can be run alone
 
     def as_table(self) -> dict[str, Any]:
         """Returns the row for JSON."""
@@ -110,10 +112,26 @@ def _sample(turn: Turn) -> Sample:
     )
 
 
-def clocked(work: Callable[[], Sequence[Row]]) -> list[Row]:
-    """Returns what `work` found, with what it took, and tells it at once: a long run may be interrupted."""
+Parts = Mapping[str, tuple[int, Callable[[int], Sequence[Row]]]]  # full size, and what runs at a size
+
+
+def parts_run(parts: Parts, **sizes: int) -> list[Row]:
+    """Runs every part at its full size or the one in `sizes`, where 0 leaves it out.
+
+    A part's rows are told at once, since a long run may be interrupted; its first row says how long it took.
+    """
+    if unknown := sizes.keys() - parts.keys():
+        raise ValueError(f"Expected parts of {', '.join(parts)}; came {', '.join(sorted(unknown))}.")
+    rows = list[Row]()
+    for part, (full, work) in parts.items():
+        if size := sizes.get(part, full):
+            rows += _clocked(part, functools.partial(work, size))
+    return rows
+
+
+def _clocked(part: str, work: Callable[[], Sequence[Row]]) -> list[Row]:
     began = time.perf_counter()
-    rows = list(work())
+    rows = [replace(row, part=part) for row in work()]
     took = f"{time.perf_counter() - began:,.0f} s"
     rows[:1] = [replace(row, note=f"{row.note}; {took}" if row.note else took) for row in rows[:1]]
     for row in rows:
