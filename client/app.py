@@ -11,10 +11,11 @@ Guarantees:
   - A reply holds weights and counts; never a feature, a label, a key or a name other than the site's.
   - In a private mode a reply holds released bytes, a public number of steps and a signed checkpoint; nothing else.
   - Nothing in a message can turn privacy off: only the site's own configuration, `without-privacy`, for the twins of
-    a simulation, and not at a site that has a ledger.
+    a simulation, and not at a site that has a ledger. Such a site also asks its ledger before mode `none`.
   - What is cached in a process (opened sites without their pages, one model) is bounded.
 """
 
+import json
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from sottovoce.client.evaluate import confusion
-from sottovoce.client.releases import Called, release_confusion, release_update
+from sottovoce.client.releases import Called, release_confusion, release_openly, release_update
 from sottovoce.client.site_ledger import Released
 from sottovoce.client.train import TrainResult
 from sottovoce.client.train import train as train_locally
@@ -44,6 +45,8 @@ from sottovoce.common.weights import Array, Layout, ModelWeights, digest
 
 CACHE_SITES = 128  # each holds a file descriptor, of which a process has about a thousand
 
+Metrics = Mapping[str, int | float | list[int]]
+
 app = ClientApp()
 
 
@@ -57,11 +60,18 @@ def train(message: Message, context: Context) -> Message:
     visit.weights.write(sent)
     if visit.private:
         return _private_training(message, context, visit, data, sent)
-    result = _train(visit, data)
-    visit.data.release()
-    metrics = MetricRecord({"loss": result.loss, "n-examples": result.n_examples, "n-steps": result.n_steps})
-    arrays = array_record(visit.weights.copy())
-    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+    if (
+        "ledger-folder" in context.node_config
+    ):  # also without privacy nothing leaves that the ledger does not know
+        payload = release_openly(
+            _ledger_folder(context, data.site),
+            visit.study,
+            data,
+            _called(visit, sent),
+            lambda: _packed(*_trained(visit, data)),
+        )
+        return _open_reply(message, *_unpacked(payload, sent))
+    return _open_reply(message, *_trained(visit, data))
 
 
 @app.evaluate()
@@ -90,6 +100,27 @@ def query(message: Message, context: Context) -> Message:
     return Message(RecordDict({"config": name}), reply_to=message)
 
 
+def _trained(visit: "_Visit", data: SiteData) -> tuple[Metrics, dict[str, Array]]:
+    result = _train(visit, data)
+    visit.data.release()
+    metrics = {"loss": result.loss, "n-examples": result.n_examples, "n-steps": result.n_steps}
+    return metrics, visit.weights.copy()
+
+
+def _packed(metrics: Metrics, weights: Mapping[str, Array]) -> bytes:
+    return json.dumps(metrics).encode() + b"\n" + Layout.of(weights).flatten(weights).astype("<f4").tobytes()
+
+
+def _unpacked(payload: bytes, sent: Mapping[str, Array]) -> tuple[Metrics, dict[str, Array]]:
+    metrics, _, flat = payload.partition(b"\n")
+    return json.loads(metrics), Layout.of(sent).unflatten(np.frombuffer(flat, "<f4").astype(np.float32))
+
+
+def _open_reply(message: Message, metrics: Metrics, weights: Mapping[str, Array]) -> Message:
+    content = RecordDict({"arrays": array_record(weights), "metrics": MetricRecord(dict(metrics))})
+    return Message(content, reply_to=message)
+
+
 def _private_training(
     message: Message, context: Context, visit: "_Visit", data: SiteData, sent: Mapping[str, Array]
 ) -> Message:
@@ -110,7 +141,7 @@ def _private_training(
 
 
 def _private_reply(
-    message: Message, weights: Mapping[str, Array], metrics: Mapping[str, int | list[int]], released: Released
+    message: Message, weights: Mapping[str, Array], metrics: Metrics, released: Released
 ) -> Message:
     content = RecordDict(
         {"metrics": MetricRecord(dict(metrics)), "ledger": ConfigRecord({"checkpoint": released.checkpoint})}

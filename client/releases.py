@@ -6,6 +6,7 @@ Guarantees:
   - Without an approval, or with too little left, nothing is trained; the refusal names public constants only.
   - Whatever goes wrong on private data, the coordinator is told that nothing was released, and not why.
   - Counts are of at most `counts_utterances` recordings of each withheld patient, noised in one release.
+  - At a site that keeps a ledger mode `none` goes through it too.
   - With seeded noise equal messages give equal bytes; with secret noise only a committed release comes twice.
 """
 
@@ -44,6 +45,10 @@ class Called:
     round: int
     model: str
 
+    def ask(self, what: str, steps: int = 1) -> Ask:
+        """Returns the ask for so many steps of one charge."""
+        return Ask(what=what, run=f"{self.seed}-{self.fold}", steps=steps, round=self.round, model=self.model)
+
 
 def release_update(
     folder: Path,
@@ -76,7 +81,7 @@ def release_update(
         )
         return update.values.astype("<f4").tobytes()
 
-    ask = Ask(what=UPDATE, steps=spec.steps_per_round, round=called.round, model=called.model)
+    ask = called.ask(UPDATE, steps=spec.steps_per_round)
     return _released(folder, study, ask, data, make)
 
 
@@ -97,8 +102,19 @@ def release_confusion(
         counts = release_counts(PatientGradients(values=rows), spec, _source(spec, data.site, called, COUNTS))
         return counts.astype("<i8").tobytes()
 
-    ask = Ask(what=COUNTS, steps=1, round=called.round, model=called.model)
+    ask = called.ask(COUNTS)
     return _released(folder, study, ask, data, make)
+
+
+def release_openly(
+    folder: Path, study: Study, data: SiteData, called: Called, make: Callable[[], bytes]
+) -> bytes:
+    """Mode `none` at a site that keeps a ledger: its policy must allow it, and the ledger says that it happened.
+
+    Raises:
+        PrivacyError: the policy or its approver does not allow it; nothing was trained.
+    """
+    return _released(folder, study, called.ask(UPDATE), data, lambda _: make()).data
 
 
 def contributions(
@@ -124,9 +140,17 @@ def _released(
         grant = site.grant(study)
         try:
             released = site.release(study, ask, manifest=manifest, make=make)
-        except SottovoceError as error:
+        except Exception as error:
             # Why is private: a gradient that is not finite, or a patient too many, says something of a patient.
-            _log.error("grant %d, round %d, %s: nothing released: %s", grant, ask.round, ask.what, error)
+            ours = isinstance(error, SottovoceError)  # else it is a defect, and its traceback is wanted
+            _log.error(
+                "grant %d, round %d, %s: nothing released: %s",
+                grant,
+                ask.round,
+                ask.what,
+                error,
+                exc_info=not ours,
+            )
             raise PrivacyError(
                 "This site released nothing in this round. Its own log and ledger say why."
             ) from None

@@ -10,8 +10,8 @@
 
 Guarantees:
   - `make` runs after its reservation is durable, and what it returns is handed on after its commit is.
-  - Asked again for the same release (study, round, model) the same bytes come back and nothing is spent; after a crash
-    or a failure a new one is made and charged, if the study's spare rounds still pay for it.
+  - Asked again for the same release (study, run, round, model) the same bytes come back and nothing is spent; after a
+    crash or a failure a new one is made and charged, if the study's spare rounds still pay for it.
   - A patient who withdrew is in `withdrawn` before the ledger says that somebody did, and so before any later
     reservation. Who it was stands in `withdrawn.jsonl` alone, which never leaves the site.
 """
@@ -42,9 +42,10 @@ UPDATE, COUNTS = "update", "evaluation_counts"
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """What a coordinator asks of a site in a message. `model` is the digest of the weights that came with it."""
+    """What a coordinator asks of a site in a message: in which run (seed and fold), with which weights (digest)."""
 
     what: str
+    run: str
     steps: int
     round: int
     model: str
@@ -165,7 +166,7 @@ class SiteLedger:
         `make` is given the patients who withdrew. `manifest` says what it computes from; its HMAC is recorded.
         """
         grant = self.grant(study)
-        name = f"{grant}.{ask.what}.{ask.round}.{ask.model[:16]}"
+        name = f"{grant}.{ask.what}.{ask.run}.{ask.round}.{ask.model[:16]}"
         tried = [key for key in self.budget.state.releases if key.startswith(f"{name}.")]
         for key in tried:
             kept = self._outbox.get(key)

@@ -1,5 +1,6 @@
 """What a site answers in a private mode: through the ledger or not at all."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,15 +18,19 @@ from sottovoce.common import models
 from sottovoce.common import study as studies
 from sottovoce.common.dataset import SiteData
 from sottovoce.common.errors import LedgerError, PrivacyError, RunError
+from sottovoce.common.flower import Node
+from sottovoce.common.keys import SigningKey
 from sottovoce.common.ledger.entries import Burn, Commit, Reserve
 from sottovoce.common.ledger.verify import entries_of
+from sottovoce.common.privacy.budget import Granted
 from sottovoce.common.privacy.stages import PrivateUpdate
 from sottovoce.common.study import Execution, Study
 from sottovoce.common.weights import Layout, from_state_dict
-from sottovoce.server.exchange import Call, Share
+from sottovoce.server.exchange import Call, Collected, GridExchange, Share
 from sottovoce.simulations import site_ledgers
 from sottovoce.simulations.engines import open_exchange
-from tests.fakes.sites import N_CLASSES, WIDTH, private_study, write_sites
+from sottovoce.simulations.engines.inprocess import InProcessGrid
+from tests.fakes.sites import N_CLASSES, WIDTH, private_study, write_sites, write_study
 
 SITE = "site-1"
 
@@ -166,13 +171,17 @@ def test_counts_are_noised_and_charged(own: Place) -> None:
     assert own.kinds() == ["reserve", "commit"]
 
 
-def exchanged(place: Place, *, config: dict[str, bool] | None = None, **engine: object) -> dict[str, str]:
+def call_of(place: Place, *, private: bool, config: dict[str, bool] | None = None) -> Call:
     weights = from_state_dict(place.model.state_dict())
-    call = Call(
+    return Call(
         round=1, rounds=2, attempt=1, seed=0, fold=-1, layout=Layout.of(weights),
-        weights=Layout.of(weights).flatten(weights), deadline_seconds=60.0, max_update_norm=1e4, private=True,
+        weights=Layout.of(weights).flatten(weights), deadline_seconds=60.0, max_update_norm=1e4, private=private,
         config=config or {},
     )  # fmt: skip
+
+
+def exchanged(place: Place, *, config: dict[str, bool] | None = None, **engine: object) -> dict[str, str]:
+    call = call_of(place, private=True, config=config)
     with open_exchange(Execution(), place.sites, study_file=place.study_file, **engine) as exchange:  # type: ignore[arg-type]
         return exchange.train(call, [Share(site=SITE)]).refused
 
@@ -182,6 +191,46 @@ def test_no_word_in_a_message_turns_privacy_off(own: Place) -> None:
     assert own.kinds() == ["reserve", "commit"]
     (reason,) = exchanged(own, ledgers=own.ledgers, config={"leaking-split": True}).values()
     assert "no split by recording in a private mode" in reason
+
+
+def test_a_site_with_a_ledger_asks_it_before_mode_none_too(own: Place, tmp_path: Path) -> None:
+    from sottovoce.client import app
+
+    bare_file = write_study(tmp_path / "bare.toml", n_sites=1)
+    bare, weights = studies.load(bare_file), from_state_dict(own.model.state_dict())
+    settings = {"site-folder": str(own.sites[SITE]), "ledger-folder": str(own.ledger)}
+    grid = InProcessGrid(app.app, [Node(site=SITE, config=settings)], {"study-file": str(bare_file)})
+    call = call_of(own, private=False)
+
+    def ask() -> Collected:
+        return GridExchange(grid, grid.sites).train(call, [Share(site=SITE)])
+
+    assert "Expected an approval of study" in ask().refused[SITE]
+    assert own.kinds() == []
+    allow_everything(own, bare)
+    first, again = ask(), ask()
+    assert first.refused == {}
+    assert first.total.any()
+    np.testing.assert_array_equal(first.total, again.total)
+    assert own.kinds() == ["reserve", "commit"]
+    assert first.total.size == sum(array.size for array in weights.values())
+
+
+def allow_everything(place: Place, study: Study) -> None:
+    """Adopts a second policy that lets mode none run, and approves the study."""
+    key = SigningKey.generate()
+    text = (place.ledger / "policy.toml").read_text()
+    text = text.replace("version = 1", "version = 2").replace(
+        'modes = ["local"]', 'modes = ["local", "none"]'
+    )
+    text = text.replace(place.study.digest(), study.digest())
+    text = re.sub(r'public_key = "\w+"', f'public_key = "{key.public_hex}"', text)
+    text = text.replace('purposes = ["research"]', f'purposes = ["{study.purpose}"]')
+    (place.ledger / "second.toml").write_text(text)
+    with SiteLedger.open(place.ledger) as site:
+        site.adopt(place.ledger / "second.toml")
+        granted = site.approve(study, domain=site_ledgers.DOMAIN, person=site_ledgers.PERSON, key=key)
+    assert isinstance(granted, Granted), granted
 
 
 def test_a_private_study_without_a_ledger_trains_nothing(place: Place) -> None:
