@@ -13,6 +13,7 @@ from rich.text import Text
 from sottovoce.common.config import as_plain
 from sottovoce.common.ledger.entries import Approval
 from sottovoce.common.ledger.show import charge_in_words
+from sottovoce.common.privacy.stages import SIMULATED
 from sottovoce.common.terminal import Row, facts, table
 
 FLAWED = "bold red"
@@ -122,8 +123,7 @@ def _promise(study: Row) -> str:
     if study["mode"] == "none":
         return "NOT PRIVATE: mode 'none'"
     said = f"epsilon {study['epsilon']:.4f} at delta {study['delta']:g} for each patient"
-    seeded = "SIMULATED NOISE, NOT PRIVATE; it would cost "
-    return said if study["noise"] == "secret" else seeded + said
+    return said if study["noise"] == "secret" else f"{SIMULATED}; it would cost {said}"
 
 
 def _step(step: Row) -> Row:
@@ -179,7 +179,6 @@ def _domain_recomputed(domain: Row) -> Row:
         "cap": f"{domain['cap']:g}",
         "spent": _number(domain["epsilon_spent"]),
         "promised": _number(domain["epsilon_promised"]),
-        "by filter": _number(domain["epsilon_promised_by_filter"]),
         "withdrew": domain["withdrawals"],
         "state": _state(domain),
     }
@@ -190,9 +189,8 @@ def _study_recomputed(study: Row) -> Iterator[RenderableType]:
         yield Text(f"study {study['study'][:12]} (entry {study['grant']}): NOT PRIVATE, no figure exists.")
         return
     if study["rounds"]:
-        title = (
-            f"given away in study {study['study'][:12]} (entry {study['grant']}), delta {study['delta']:g}"
-        )
+        given = "given away" if study["noise"] == "secret" else f"{SIMULATED}; it would give away"
+        title = f"{given}, study {study['study'][:12]} (entry {study['grant']}), delta {study['delta']:g}"
         rows = ({**row, "epsilon": f"{row['epsilon']:.6f}"} for row in study["rounds"])
         yield table(title, rows)
     if len(study["epsilon_in_sites"]) > 1:

@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 
 from sottovoce.cli import main
 from sottovoce.client.site_ledger import SiteLedger
+from sottovoce.common.ledger.verify import STEPS
 from sottovoce.common.study import load
 
 STUDY = """
@@ -39,6 +42,10 @@ expected_patients = 64.0
 steps_per_round = 2
 delta = 1e-5
 """
+PAGE = (Path(__file__).parents[2] / "docs" / "compliance.md").read_text(encoding="utf-8")
+COMMANDS = [
+    block.splitlines() for block in re.findall(r"^```sh\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+]
 DOMAIN, PERSON, PATIENT = "intake-2026", "Ada Example", "patient-seventeen"
 
 
@@ -300,6 +307,30 @@ def test_check_and_plan_say_what_a_study_costs_before_it_runs(made: Site) -> Non
     left = plan["rounds_left"]
     assert (left["domain"], left["misfits"], left["decided_by"]) == (DOMAIN, [], "rdp_filter")
     assert left["rounds"] > 3
+
+
+def test_the_officers_four_commands_are_run_as_they_are_written(made: Site, tmp_path: Path) -> None:
+    shutil.copytree(made.ledger, tmp_path / "SITE")
+    shutil.copy(made.folder / "kept.txt", tmp_path / "SITE" / "seen.txt")
+    walk = [line.replace("KEY", made.public_key) for line in COMMANDS[0]]
+    assert [words.split()[:3] for words in walk[:3]] == [
+        ["sottovoce", "ledger", verb] for verb in ("verify", "recompute", "export")
+    ]
+    with contextlib.chdir(tmp_path):
+        for line in walk[:3]:
+            assert sottovoce(*shlex.split(line, comments=True)[1:]).status == 0, line
+        offline = [sys.executable, *shlex.split(walk[3], comments=True)[1:], "--grid", "0"]
+        assert subprocess.run(offline, capture_output=True, check=False).returncode == 0
+    for line in COMMANDS[1]:
+        words = shlex.split(line, comments=True)
+        said = sottovoce(*words[1:3], "--help", width=120)
+        assert said.status == 0, line
+        assert not [word for word in words if word.startswith("--") and word not in said.out], line
+
+
+def test_the_officers_page_shows_the_steps_as_they_are_printed() -> None:
+    for step, what in STEPS.items():
+        assert f"{step:>2}   {what} " in PAGE
 
 
 def test_a_study_without_privacy_has_one_clear_line(tmp_path: Path) -> None:
