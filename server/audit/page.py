@@ -18,6 +18,7 @@ from sottovoce.server.report import text
 
 HERE = Path(__file__).parent
 MAX_ROWS = 5000  # of a ledger in the page; audit.json has all
+MAX_FOLDED = 20_000  # rows of all ledgers of a run; beyond, those of equal ledgers are in audit.json alone
 MAX_LISTED = 200  # of each kind of happening
 
 
@@ -29,6 +30,7 @@ def render(audit: Audit) -> str:
     return _template().render(
         audit=audit,
         groups=grouped,
+        n_rows=sum(len(ledger.entries) for ledger in audit.ledgers),
         top=headline(audit.ledgers),
         worst=grouped[0][0] if grouped else None,
         css=Markup(css),  # ours, with nothing of a file in it
@@ -60,6 +62,7 @@ def _template() -> jinja2.Template:
         "not_asked": _not_asked,
         "MAX_LISTED": MAX_LISTED,
         "MAX_ROWS": MAX_ROWS,
+        "MAX_FOLDED": MAX_FOLDED,
         "USUAL_DELTA": USUAL_DELTA,
         "SAYS_LITTLE_ABOVE": words.SAYS_LITTLE_ABOVE,
         "STEPS": STEPS,

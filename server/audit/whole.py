@@ -125,7 +125,11 @@ def _audit(kind: str, name: str, ledgers: tuple[LedgerFacts, ...], run: RunPart 
         ok=bool(ledgers) and all(ledger.ok for ledger in ledgers) and not (run and run.findings),
         stamp=stamp,
         made_by=f"sottovoce {metadata.version('sottovoce')}",
-        in_plain_language=guarantee(ordered[0] if ordered else None, n_ledgers=len(ledgers)),
+        in_plain_language=guarantee(
+            ordered[0] if ordered else None,
+            n_ledgers=len(ledgers),
+            n_findings=len(run.findings) if run else 0,
+        ),
         caps_raised_after_spending=tuple(
             raised for ledger in ledgers for raised in ledger.caps_raised_after_spending
         ),

@@ -25,14 +25,26 @@ NOT_COVERED = (
 SAYS_LITTLE_ABOVE = 5.0  # of epsilon: fifty-fifty becomes 99 % sure; beyond, the figure alone says little
 
 
-def guarantee(ledger: LedgerFacts | None, *, n_ledgers: int) -> tuple[str, ...]:
-    """Returns the guarantee as paragraphs: what to distrust first, then what is promised, then what is weak."""
+def guarantee(ledger: LedgerFacts | None, *, n_ledgers: int, n_findings: int = 0) -> tuple[str, ...]:
+    """Returns the guarantee as paragraphs: what to distrust first, then what is promised, then what is weak.
+
+    `ledger` is the worst of `n_ledgers`; `n_findings` are those about a run as a whole.
+    """
+    if ledger is None and n_findings:
+        return (
+            "This run has no privacy ledger, and does not say that it is not private: nothing can be checked.",
+        )
     if ledger is None:
         return (
             "Nothing here protects a patient. This run has no privacy ledger: it ran in mode “none”, for research "
             "on public recordings. Whoever has its models may learn who took part and how they sound.",
         )
     paragraphs = []
+    if n_findings:
+        paragraphs.append(
+            "This run did not pass its checks: a ledger is missing, or what the run says of itself is not what its "
+            "ledgers say. What follows is about the ledgers that are there; nobody should rely on it for the run."
+        )
     if n_ledgers > 1:
         paragraphs.append(
             f"There are {n_ledgers} ledgers, one for each hospital in each part of the run. The following is about "
