@@ -28,7 +28,7 @@ from sottovoce.server.audit.document import NOT_PRIVATE, SIMULATED, LedgerFacts,
 from sottovoce.server.audit.page import render
 from sottovoce.server.audit.sources import LedgerFiles, Seen, find
 from sottovoce.server.audit.whole import Audit, audit, groups
-from sottovoce.server.audit.words import odds, sure
+from sottovoce.server.audit.words import guarantee, odds, sure
 from tests.fakes.faulty_disk import FaultyDisk, FaultyFolder
 from tests.fakes.ledger_mutations import mutations
 from tests.fakes.ledger_vectors import forged
@@ -316,12 +316,15 @@ def test_a_burned_release_counts_in_its_round(lived: FaultyDisk) -> None:
     assert figures == sorted(figures)  # type: ignore[type-var]
 
 
+SMALL: dict[str, Any] = {"sampling_prob": 1.0, "n_patients": 20}
+
+
 def weak_ledger() -> FaultyDisk:
     terms = replace(
         hospital().policy().domains[0], n_patients=20, delta=0.03, small_population=True, epsilon_cap=8.0
     )
     policy = hospital().policy(domains=(terms,), max_epsilon_per_study=8.0, max_sites_per_patient=3)
-    return spent_by([charge_of(4, n_patients=20)], policy=policy, delta=0.03, sites_per_patient=3)
+    return spent_by([charge_of(4, 4.0, **SMALL)], policy=policy, delta=0.03, sites_per_patient=3)
 
 
 def test_what_is_weak_is_named_with_the_epsilon_at_the_usual_delta() -> None:
@@ -329,20 +332,20 @@ def test_what_is_weak_is_named_with_the_epsilon_at_the_usual_delta() -> None:
     (domain,) = only(found).domains
     assert found.ok
     assert [reason.split(",")[0] for reason in domain.weak] == ["at most 20 patients", "delta is 0.03"]
-    spent = merged([charge_of(2, n_patients=20)])
+    spent = merged([charge_of(2, 4.0, **SMALL)])
     assert domain.spent_at_usual_delta == ACCOUNTANT.epsilon(spent, 1e-5)
     assert domain.spent_at_usual_delta > (domain.spent or 0.0)
     assert "What is weak? 2 THINGS" in text_of(found)
     assert "These figures are weak" in found.in_plain_language[-1]
 
 
-def test_a_large_figure_is_said_to_say_little_even_where_nothing_else_is_weak() -> None:
-    terms = replace(hospital().policy().domains[0], epsilon_cap=12.0)
-    policy = hospital().policy(domains=(terms,), max_epsilon_per_study=12.0)
-    text = text_of(judged(spent_by([charge_of(2, 0.7, sampling_prob=1.0)], policy=policy)))
-    assert "So large a figure alone says little." in text
-    assert "it does not hide who took part" in text
-    assert "So large" not in text_of(judged(spent_by([charge_of()])))
+def test_a_large_figure_is_said_to_say_little_even_where_nothing_else_is_weak(lived: FaultyDisk) -> None:
+    found = judged(lived)
+    (domain,) = only(found).domains
+    large = replace(only(found), domains=(replace(domain, spent=6.0),))
+    assert "So large a figure alone says little." in text_of(replace(found, ledgers=(large,)))
+    assert "it does not hide who took part" in guarantee(large, n_ledgers=1)[0]
+    assert "So large" not in text_of(found)
 
 
 def test_recordings_drawn_one_by_one_are_weak() -> None:
@@ -354,7 +357,7 @@ def test_a_patient_in_k_sites_is_given_the_composed_figure() -> None:
     (domain,) = only(judged(weak_ledger())).domains
     assert [row.sites for row in domain.in_sites] == [1, 2, 3]
     for row in domain.in_sites:
-        spent = [replace(charge_of(2, n_patients=20), steps=2 * row.sites)]
+        spent = [replace(charge_of(2, 4.0, **SMALL), steps=2 * row.sites)]
         assert row.spent == ACCOUNTANT.epsilon(merged(spent), 0.03)
     assert "in 3 sites" in text_of(judged(weak_ledger()))
 
