@@ -1,7 +1,8 @@
 """What right guesses prove: a lower bound on epsilon from one run (Steinke, Nasr and Jagielski 2023, arXiv 2305.08846).
 
 Each of m canaries is put in or left out by a fair coin. The auditor guesses r of the coins and is right v times.
-If the mechanism is (epsilon, delta)-DP, add or remove one, then with q = e^epsilon / (1 + e^epsilon) (their theorem 5.2)
+If the mechanism is (epsilon, delta)-DP, add or remove one, then by their theorem 5.2, with
+q = e^epsilon / (1 + e^epsilon),
 
     P(right >= v)  <=  P(W >= v) + 2 m delta max_i P(v - i <= W < v) / i,      W ~ Binomial(r, q), 1 <= i <= v.
 
@@ -121,13 +122,16 @@ def judge(
 @functools.lru_cache(maxsize=64)
 def _log_choices(n: int) -> npt.NDArray[np.float64]:
     logs = np.array([math.lgamma(k + 1.0) for k in range(n + 1)])
-    return logs[n] - logs - logs[::-1]
+    choices: npt.NDArray[np.float64] = logs[n] - logs - logs[::-1]
+    return choices
 
 
 def _masses(n: int, epsilon: float) -> npt.NDArray[np.float64]:
     """Returns P(W = 0), ..., P(W = n) for W ~ Binomial(n, e^epsilon / (1 + e^epsilon))."""
     k = np.arange(n + 1)
     masses: npt.NDArray[np.float64] = np.exp(
-        _log_choices(n) - k * math.log1p(math.exp(-epsilon)) - (n - k) * (epsilon + math.log1p(math.exp(-epsilon)))
+        _log_choices(n)
+        - k * math.log1p(math.exp(-epsilon))
+        - (n - k) * (epsilon + math.log1p(math.exp(-epsilon)))
     )
     return masses

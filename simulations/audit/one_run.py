@@ -103,7 +103,9 @@ def one_run(
     """
     spec = study.privacy
     if not isinstance(spec, LocalPrivacy):
-        raise PrivacyError(f"Expected a study of mode local; mode {spec.mode!r} claims nothing to be audited.")
+        raise PrivacyError(
+            f"Expected a study of mode local; mode {spec.mode!r} claims nothing to be audited."
+        )
     canaries = enrol(spec, n_canaries, seed)
     audited, text = audit_study(study, spec, canaries)
     with tempfile.TemporaryDirectory(prefix="sottovoce-audit-") as scratch:
