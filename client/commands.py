@@ -14,6 +14,8 @@ import typer
 
 from sottovoce.common.errors import KeyFileError, LedgerError, PolicyError
 
+LONG_LEDGER_BYTES = 5_000_000  # some ten thousand entries
+
 key_app = typer.Typer(no_args_is_help=True, help="Keys of the people who approve studies.")
 ledger_app = typer.Typer(no_args_is_help=True, help="A site's record of what each patient has given away.")
 policy_app = typer.Typer(no_args_is_help=True, help="What a site agrees to.")
@@ -119,6 +121,8 @@ def ledger_verify(
 
     found, notes = read_ledger(folder), [read_note(path) for path in seen]
     policy_file = policy or found.policy_file
+    if len(found.ledger) > LONG_LEDGER_BYTES:
+        typer.echo("A long ledger: 100,000 entries take about a minute …", err=True)
     verdict = verify(
         found.ledger,
         head=found.head,
@@ -143,6 +147,9 @@ def ledger_recompute(folder: LedgerFolder, as_json: AsJson = False) -> None:
         typer.echo(f"NOT WHOLE: nothing is believed from entry {len(entries)} on: {broken}.", err=True)
         typer.echo("Figures of a part would be too low. See `sottovoce ledger verify`.", err=True)
         raise typer.Exit(1)
+    n_studies = sum(entry.body.kind == "approval" for entry in entries)
+    if n_studies > 3:
+        typer.echo(f"{n_studies} studies to compute again, each a few seconds …", err=True)
     figures = recompute(entries, PldAccountant())
     _print_json(figures) if as_json else _print(figure_lines(figures))
     raise typer.Exit(0 if figures["ok"] else 1)
