@@ -16,7 +16,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-BENCHMARKS = ("features", "rounds", "cohort", "startup", "memory", "private_step", "privacy", "ledger")
+BENCHMARKS = (
+    "features",
+    "rounds",
+    "cohort",
+    "startup",
+    "memory",
+    "private_step",
+    "privacy",
+    "ledger",
+    "audit",
+)
 
 
 def main(arguments: list[str]) -> int:

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -105,7 +105,10 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder
 
 @app.command()
 def audit(
-    path: Annotated[Path, typer.Argument(metavar="RUN_OR_LEDGER", help="A run folder, or a ledger's.")],
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="RUN_OR_LEDGER", help="A run folder, or a ledger's; a STUDY if --empirical."),
+    ],
     out: Annotated[Path | None, typer.Option(help="Where to write; into that folder by default.")] = None,
     public_key: Annotated[
         str | None, typer.Option(metavar="HEX", help="The site's first key, as it reached you otherwise.")
@@ -113,15 +116,44 @@ def audit(
     seen: Annotated[
         list[Path], typer.Option(metavar="FILE", help="A checkpoint that somebody else kept; repeatable.")
     ] = [],  # noqa: B006 - Typer copies it
+    empirical: Annotated[
+        bool,
+        typer.Option("--empirical", help="Try a STUDY out: canary patients, and attacks on public voices."),
+    ] = False,
+    canaries: Annotated[int, typer.Option(min=2, help="With --empirical: how many canary patients.")] = 1000,
+    attacks: Annotated[bool, typer.Option(help="With --empirical: also the attacks on voices.")] = True,
+    data: Data = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
     """Judge a ledger or a run for a compliance officer: audit.html and audit.json. Exit 1 where a check fails."""
     from rich.console import Console
 
+    if empirical:
+        _audit_empirically(path, out, _folders(data), canaries, attacks, as_json)
+    if data:
+        raise SottovoceError(
+            "--data: expected it with --empirical only; a ledger's audit reads no recordings."
+        )
     from sottovoce.server.audit import terminal, write_audit
 
     written = write_audit(path, out=out, public_key=public_key, seen=seen)
     typer.echo(written.document, nl=False) if as_json else Console().print(terminal(written))
+    raise typer.Exit(0 if written.ok else 1)
+
+
+def _audit_empirically(
+    study: Path, out: Path | None, data: dict[str, Path], n_canaries: int, attacks: bool, as_json: bool
+) -> NoReturn:
+    from rich.console import Console
+
+    from sottovoce.simulations.audit import terminal, write_empirical_audit
+    from sottovoce.simulations.progress import show_progress
+
+    with show_progress(quiet=as_json) as on_event:
+        written = write_empirical_audit(
+            study, out=out, data=data, n_canaries=n_canaries, attacks=attacks, on_event=on_event
+        )
+    typer.echo(written.text, nl=False) if as_json else Console().print(terminal(written))
     raise typer.Exit(0 if written.ok else 1)
 
 
