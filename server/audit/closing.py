@@ -6,7 +6,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from sottovoce.server.audit.document import DomainFacts
+from sottovoce.server.audit.facts import DomainFacts
 from sottovoce.server.audit.page import visible
 from sottovoce.server.audit.whole import Audit, groups, headline
 from sottovoce.server.audit.words import up

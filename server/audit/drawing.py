@@ -9,7 +9,7 @@ import math
 
 from markupsafe import Markup
 
-from sottovoce.server.audit.document import DomainFacts
+from sottovoce.server.audit.facts import DomainFacts
 from sottovoce.server.audit.words import up
 from sottovoce.server.report.draw import Scale, nice_ticks, tag
 

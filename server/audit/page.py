@@ -12,7 +12,7 @@ from sottovoce.common.ledger.export import verifier_text
 from sottovoce.common.ledger.verify import STEPS
 from sottovoce.common.privacy_specs import USUAL_DELTA
 from sottovoce.server.audit import drawing, words
-from sottovoce.server.audit.document import LedgerFacts
+from sottovoce.server.audit.facts import LedgerFacts
 from sottovoce.server.audit.whole import Audit, groups, headline
 from sottovoce.server.report import text
 

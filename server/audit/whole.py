@@ -18,14 +18,8 @@ from sottovoce.common.ledger.reader import LineRefused, Reader, lines_of
 from sottovoce.common.ledger.rule import Accountant, merged
 from sottovoce.common.ledger.state import State
 from sottovoce.common.privacy.budget import PldAccountant
-from sottovoce.server.audit.document import (
-    NOT_PRIVATE,
-    SIMULATED,
-    CapRaise,
-    DomainFacts,
-    LedgerFacts,
-    audit_ledger,
-)
+from sottovoce.server.audit.document import audit_ledger
+from sottovoce.server.audit.facts import NOT_PRIVATE, SIMULATED, CapRaise, DomainFacts, LedgerFacts
 from sottovoce.server.audit.sources import LedgerFiles, RunSource, Seen
 from sottovoce.server.audit.words import guarantee
 

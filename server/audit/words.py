@@ -7,7 +7,7 @@
 import math
 
 from sottovoce.common.privacy_specs import USUAL_DELTA
-from sottovoce.server.audit.document import NOT_PRIVATE, SIMULATED, DomainFacts, LedgerFacts
+from sottovoce.server.audit.facts import NOT_PRIVATE, SIMULATED, DomainFacts, LedgerFacts
 
 ADVERSARY_VIEW = (
     "Somebody who sees every release of this site, knows the whole study, and holds everything that all other sites "

@@ -24,7 +24,8 @@ from sottovoce.common.ledger.verify import entries_of
 from sottovoce.common.privacy.budget import Budget, Denied, Granted
 from sottovoce.common.run_files import CellFacts, RunFacts, SiteFacts, write_run
 from sottovoce.server.audit import terminal, write_audit
-from sottovoce.server.audit.document import NOT_PRIVATE, SIMULATED, LedgerFacts, audit_ledger, plain
+from sottovoce.server.audit.document import audit_ledger, plain
+from sottovoce.server.audit.facts import NOT_PRIVATE, SIMULATED, LedgerFacts
 from sottovoce.server.audit.page import render
 from sottovoce.server.audit.sources import LedgerFiles, Seen, find
 from sottovoce.server.audit.whole import Audit, audit, groups
