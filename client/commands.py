@@ -4,7 +4,6 @@ Exit status: 0 done; 1 the answer is no (a ledger that is not valid, figures tha
 2 something the user can mend. No command prints a secret, nor who withdrew.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -352,10 +351,12 @@ def _mendable(path: Path, kind: type[KeyFileError | LedgerError | PolicyError]) 
 
 
 def _print(lines: Iterable[Any]) -> None:
-    from sottovoce.common.terminal import print_lines  # rich, not needed for --json
+    from sottovoce.common.terminal import print_lines
 
     print_lines(lines)
 
 
 def _print_json(plain: Any) -> None:
-    typer.echo(json.dumps(plain, indent=2))
+    from sottovoce.common.terminal import print_json
+
+    print_json(plain)

@@ -3,8 +3,11 @@
 Guarantees:
   - Text is printed as text: nothing in it is taken for markup.
   - Long text is folded onto further lines, never cut.
+  - JSON is JSON: infinity, which it does not know, is a text.
 """
 
+import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +24,11 @@ def print_lines(lines: Iterable[RenderableType]) -> None:
     console = Console(highlight=False)
     for line in lines:
         console.print(line)
+
+
+def print_json(plain: object) -> None:
+    """Prints plain data as JSON on standard output; a figure without a bound is the text "infinite"."""
+    print(json.dumps(_finite(plain), indent=2, allow_nan=False))
 
 
 def table(title: str, rows: Iterable[Row]) -> Group:
@@ -41,6 +49,14 @@ def facts(rows: Row) -> Table:
     for name, value in rows.items():
         found.add_row(name, Text(str(value), overflow="fold"))
     return found
+
+
+def _finite(plain: object) -> object:
+    if isinstance(plain, dict):
+        return {key: _finite(value) for key, value in plain.items()}
+    if isinstance(plain, list | tuple):
+        return [_finite(value) for value in plain]
+    return "infinite" if plain == math.inf else plain
 
 
 def _cell(value: object) -> Text:

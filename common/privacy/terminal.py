@@ -40,8 +40,6 @@ def _study(found: Row) -> Iterator[RenderableType]:
         said["draw"] = said["draw"].replace("patient", "recording")
     yield facts(said)
     yield table("epsilon, from every side", _sides(found))
-    if found["weak"]:
-        yield Text("weak: " + "; ".join(found["weak"]))
 
 
 def _counts(events: list[Row]) -> str:

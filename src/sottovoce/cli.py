@@ -250,7 +250,7 @@ def privacy_plan(
     from sottovoce.common.privacy.terminal import plan_lines
     from sottovoce.common.privacy_specs import NoPrivacy
     from sottovoce.common.study import load
-    from sottovoce.common.terminal import print_lines
+    from sottovoce.common.terminal import print_json, print_lines
     from sottovoce.simulations.progress import Step, show_progress
 
     loaded = load(study)
@@ -271,7 +271,7 @@ def privacy_plan(
             found["rounds_left"] = left_for(loaded, spec, room, in_ledger=spent is not None)
         on_event(Step(stage="plan", done=6, total=6))
     if as_json:
-        typer.echo(json.dumps({"private": not spec.seeded_noise, **found}, indent=2))
+        print_json({"private": not spec.seeded_noise, **found})
     else:
         print_lines(line for name, table in found.items() for line in plan_lines(name, table))
 
