@@ -61,6 +61,7 @@ from sottovoce.server.audit.facts import (
 from sottovoce.server.audit.sources import LedgerFiles, Seen
 
 N_POINTS = 10  # of a curve; each is a composition of its own, some tenths of a second
+NO_ANSWER = (PrivacyError, ArithmeticError, ValueError, MemoryError)  # an accountant that cannot say
 MAX_UNJUDGED = 1000  # rows behind a damage; a hostile file may have any number of them
 
 
@@ -71,7 +72,6 @@ class _Figures:
     domains: tuple[DomainFacts, ...] = ()
     studies: tuple[StudyFacts, ...] = ()
     compared: tuple[Compared, ...] = ()
-    raised: tuple[CapRaise, ...] = ()
 
 
 def audit_ledger(
@@ -93,7 +93,7 @@ def audit_ledger(
     ).naming([one.name for one in kept])
     lines = lines_of(files.ledger)
     entries, state = _entries(lines[: verdict.n_entries])
-    figures, problem = _figures(files, entries, state, accountant)
+    figures, problem = _figures(entries, state, accountant)
     behind = _behind(lines[verdict.n_entries :], start=verdict.n_entries)
     policies = _policies(entries)
     different = [one for one in figures.compared if not one.same]
@@ -117,7 +117,7 @@ def audit_ledger(
         verification=verdict.plain(),
         problems=files.problems,
         figures_problem=problem,
-        caps_raised_after_spending=figures.raised,
+        caps_raised_after_spending=tuple(_raises(files, entries, accountant)),
         weak=_weak(figures.domains),
         domains=figures.domains,
         studies=figures.studies,
@@ -163,9 +163,7 @@ def _row(entry: Entry) -> Row:
     return Row(index=entry.index, time=entry.time, kind=entry.body.kind, what=words, judged=True)
 
 
-def _figures(
-    files: LedgerFiles, entries: Sequence[Entry], state: State, accountant: Accountant
-) -> tuple[_Figures, str | None]:
+def _figures(entries: Sequence[Entry], state: State, accountant: Accountant) -> tuple[_Figures, str | None]:
     """Asks the accountant; a question that it cannot answer is a reason to fail, and is told."""
     try:
         again = recompute(entries, accountant, n_prefixes=N_POINTS)
@@ -176,9 +174,8 @@ def _figures(
             ),
             studies=tuple(_study(entries, state, plain) for plain in again["studies"]),
             compared=tuple(Compared(**figure) for figure in again["figures"]),
-            raised=tuple(_raises(files, entries, accountant)),
         )
-    except (PrivacyError, ArithmeticError, ValueError, MemoryError) as error:
+    except NO_ANSWER as error:
         return _Figures(), f"The figures cannot be computed from these entries: {error}"
     return found, None
 
@@ -343,8 +340,6 @@ def _raises(files: LedgerFiles, entries: Sequence[Entry], accountant: Accountant
     for entry in entries:
         body = entry.body
         if isinstance(body, CapChange) and body.after > body.before and _released(state, body.domain):
-            delta = state.domains[body.domain].opened.delta
-            bare = state.without_noise(body.domain)
             yield CapRaise(
                 ledger=files.folder or files.name,
                 entry=entry.index,
@@ -354,9 +349,19 @@ def _raises(files: LedgerFiles, entries: Sequence[Entry], accountant: Accountant
                 after=body.after,
                 person=body.person,
                 reason=body.reason,
-                spent=None if bare else _epsilon(state.spent(body.domain), delta, accountant),
+                spent=_spent_so_far(state, body.domain, accountant),
             )
         state.apply(entry.index, body)
+
+
+def _spent_so_far(state: State, name: str, accountant: Accountant) -> float | None:
+    """None where there is no figure: a raised cap is shown all the same."""
+    if state.without_noise(name):
+        return None
+    try:
+        return _epsilon(state.spent(name), state.domains[name].opened.delta, accountant)
+    except NO_ANSWER:
+        return None
 
 
 def _released(state: State, name: str) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
-from sottovoce.common.errors import LedgerError, PrivacyError
+from sottovoce.common.errors import LedgerError
 from sottovoce.common.keys import public_key_from
 from sottovoce.common.ledger.checkpoint import parse
 from sottovoce.common.ledger.entries import Charge
@@ -18,7 +18,7 @@ from sottovoce.common.ledger.reader import LineRefused, Reader, lines_of
 from sottovoce.common.ledger.rule import Accountant, merged
 from sottovoce.common.ledger.state import State
 from sottovoce.common.privacy.budget import PldAccountant
-from sottovoce.server.audit.document import audit_ledger
+from sottovoce.server.audit.document import NO_ANSWER, audit_ledger
 from sottovoce.server.audit.facts import NOT_PRIVATE, SIMULATED, CapRaise, DomainFacts, LedgerFacts
 from sottovoce.server.audit.sources import LedgerFiles, RunSource, Seen
 from sottovoce.server.audit.words import guarantee
@@ -214,7 +214,7 @@ def _together(
             )
             for site, charges in sorted(spent.items())
         )
-    except (PrivacyError, ArithmeticError, ValueError, MemoryError):
+    except NO_ANSWER:
         return ()  # the ledger whose figures cannot be computed has failed already
 
 

@@ -485,6 +485,7 @@ def test_a_figure_that_cannot_be_computed_fails_and_is_told(lived: FaultyDisk) -
     ledger = audit_ledger(files_of(lived), accountant=Speechless())
     assert not ledger.ok
     assert ledger.figures_problem == "The figures cannot be computed from these entries: no answer"
+    assert [raised.after for raised in ledger.caps_raised_after_spending] == [4.0], "still shown first"
 
 
 def test_both_files_are_the_same_bytes_every_time_and_name_no_path(lived: FaultyDisk, tmp_path: Path) -> None:
