@@ -157,14 +157,12 @@ def test_a_killed_private_run_goes_on_to_the_same_bits_and_the_burn_is_in_the_le
             assert verify(ledger_bytes, head=(out / "ledgers" / cell / site / "head").read_text()).ok
 
 
-def test_secret_noise_differs_from_run_to_run_and_its_figure_is_real(
-    environment: dict[str, str], tmp_path: Path
+def test_with_secret_noise_the_figure_is_real_and_no_seed_leads_to_the_weights(
+    environment: dict[str, str], run: tuple[Path, str], tmp_path: Path
 ) -> None:
-    (tmp_path / "secret.toml").write_text(STUDY.replace("seeded_noise = true\n", ""))
-    found = []
-    for name in ("one", "two"):
-        printed = simulate(environment, tmp_path / "secret.toml", "--out", tmp_path / name, "--workers", "1")
-        assert "NOT PRIVATE" not in printed
-        assert read_run(tmp_path / name / "run.json").stamp.startswith("epsilon ")
-        found.append(digests(tmp_path / name)[0, "federated"])
-    assert found[0] != found[1]
+    text = STUDY.replace("seeded_noise = true\n", "").replace("k = 2 }", "k = 2 }, only_folds = [0]")
+    (tmp_path / "secret.toml").write_text(text)
+    printed = simulate(environment, tmp_path / "secret.toml", "--out", tmp_path / "secret", "--workers", "1")
+    assert "NOT PRIVATE" not in printed
+    assert read_run(tmp_path / "secret" / "run.json").stamp.startswith("epsilon ")
+    assert digests(tmp_path / "secret")[0, "federated"] != digests(run[0])[0, "federated"]
