@@ -105,7 +105,7 @@ def _settled(found: LedgerFiles) -> bool:
 
 def _no_ledger(folder: Path) -> str:
     if not folder.is_dir():
-        return f"{folder}: expected a folder with a ledger; there is no such folder."
+        return f"{folder}: expected a ledger's folder; there is no such folder."
     further = [str(path.parent) for path in islice(_further(folder), MOST_NAMED + 1)]
     if not further:
         return f"{folder}: expected a ledger; there is no {LEDGER_FILE} in this folder."

@@ -209,6 +209,21 @@ def test_damage_is_located_and_nothing_is_recomputed_from_a_part(copy: Site) -> 
     )
 
 
+def test_what_a_crash_leaves_is_told_from_what_was_changed(copy: Site) -> None:
+    path, head = copy.ledger / "ledger.jsonl", copy.ledger / "head"
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"entry":{"bo')
+    torn = " ".join(sottovoce("ledger", "verify", copy.ledger).out.split())
+    assert "nothing was done with it" in torn
+    path.write_bytes(whole[:-20])  # the head had covered this one
+    assert "nothing was done with it" not in " ".join(sottovoce("ledger", "verify", copy.ledger).out.split())
+    path.write_bytes(whole)
+    head.write_text((copy.folder / "kept.txt").read_text())  # one entry short, as between the two writes
+    ahead = sottovoce("ledger", "verify", copy.ledger)
+    assert ahead.status == 1
+    assert "the head covers 9 of 10 entries" in " ".join(ahead.out.split())
+
+
 def test_a_rollback_shows_from_a_checkpoint_that_others_hold(copy: Site) -> None:
     entries = (copy.ledger / "ledger.jsonl").read_bytes().splitlines(keepends=True)
     kept = copy.folder / "later.txt"
@@ -287,6 +302,7 @@ def test_no_command_prints_a_secret_and_no_ledger_says_who_withdrew(made: Site, 
     assert len(secrets) == 5
     assert not [secret for secret in secrets for text in public if secret in text]
     assert "a patient of intake-2026 withdrew consent" in shown
+    assert (made.ledger / "withdrawn.jsonl").stat().st_mode & 0o077 == 0
 
 
 def test_text_of_a_ledger_is_printed_as_text_and_fits_80_columns(made: Site) -> None:
