@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from sottovoce.client.site_ledger import SiteLedger
+from sottovoce.common.study import load
+from sottovoce.simulations import site_ledgers
+from tests.fakes.sites import private_study
+
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
@@ -63,7 +68,7 @@ def test_the_commands_for_a_folder_of_recordings_work_one_after_the_other(
     on_any_corpus = [
         command for command in ours if "DIR" in command and not any("ravdess" in word for word in command)
     ]
-    assert [command[0] for command in on_any_corpus] == ["corpus", "study", "simulate", "simulate"]
+    assert [command[0] for command in on_any_corpus] == ["study", "simulate", "simulate"]
     for command in on_any_corpus:
         if "my.toml" in command and command[0] == "simulate":  # the study as written, with fewer rounds
             study = tmp_path / "my.toml"
@@ -74,7 +79,34 @@ def test_the_commands_for_a_folder_of_recordings_work_one_after_the_other(
 
 
 def test_help_of_every_command_shown_is_there(environment: dict[str, str], tmp_path: Path) -> None:
-    for command in COMMANDS:
-        if command[0].endswith("sottovoce"):
-            words = command[1 : 3 if command[1] in ("corpus", "study") else 2]
-            assert "Usage" in run(environment, tmp_path, *words, "--help")
+    groups = ("corpus", "study", "privacy", "ledger")
+    shown = {
+        tuple(command[1 : 3 if command[1] in groups else 2])
+        for command in COMMANDS
+        if command[0].endswith("sottovoce")
+    }
+    assert len(shown) >= 6
+    for words in sorted(shown):
+        assert "Usage" in run(environment, tmp_path, *words, "--help")
+
+
+def test_the_officer_s_first_three_commands_work_on_what_a_run_leaves_behind(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    # The fourth is `verify_ledger.py`; tests/deploy holds it to its claims on many ledgers.
+    study = load(private_study(tmp_path / "study.toml"))
+    places = site_ledgers.open_all(tmp_path / "ledgers", study, ["site-1"])
+    with SiteLedger.open(places["site-1"]) as ledger:
+        seen = ledger.ledger.checkpoint()
+    site_ledgers.keep(places, tmp_path, {"site-1": seen})
+    key = (tmp_path / "site-1" / "public-keys.txt").read_text().split()[1]
+    names = {
+        "SITE": str(tmp_path / "site-1"),
+        "KEY": key,
+        "SITE/seen.txt": str(tmp_path / "site-1" / "seen.txt"),
+    }
+    officer = [command[1:] for command in COMMANDS if command[1] == "ledger"]
+    assert [command[1] for command in officer] == ["verify", "recompute", "export"]
+    for command in officer:
+        run(environment, tmp_path, *(names.get(word, word) for word in command))
+    assert (tmp_path / "audit" / "verify_ledger.py").is_file()
