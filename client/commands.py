@@ -112,14 +112,13 @@ def ledger_verify(
     as_json: AsJson = False,
 ) -> None:
     """Judge a ledger: whole, this site's, within its own rules? Exit 0 valid, 1 not valid."""
-    from sottovoce.client.policy import policy_text
+    from sottovoce.client.policy import policy_text, policy_text_beside
     from sottovoce.common.keys import public_key_from
     from sottovoce.common.ledger.reading import read_ledger, read_note
     from sottovoce.common.ledger.terminal import verdict_lines
     from sottovoce.common.ledger.verify import verify
 
     found, notes = read_ledger(folder), [read_note(path) for path in seen]
-    policy_file = policy or found.policy_file
     if len(found.ledger) > LONG_LEDGER_BYTES:
         typer.echo("A long ledger: 100,000 entries take about a minute …", err=True)
     verdict = verify(
@@ -127,7 +126,7 @@ def ledger_verify(
         head=found.head,
         seen=notes,
         public_key=None if public_key is None else public_key_from(public_key),
-        policy=None if policy_file is None else policy_text(policy_file),
+        policy=policy_text(policy) if policy else policy_text_beside(found.policy_file),
     ).naming(seen)
     _print_json(verdict.plain()) if as_json else _print(verdict_lines(verdict.plain()))
     raise typer.Exit(0 if verdict.ok else 1)

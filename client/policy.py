@@ -173,3 +173,16 @@ def policy_text(path: Path) -> str:
     if path.suffix == ".json":
         return _text_of(path)
     return canonical(load(path))
+
+
+def policy_text_beside(path: Path | None) -> str | None:
+    """Returns the text of the file that lies beside a ledger; one that is no policy is the policy of nothing.
+
+    Nobody asked for this file, so it is no error of theirs: the verification says that it is not the one in force.
+    """
+    if path is None:
+        return None
+    try:
+        return policy_text(path)
+    except PolicyError:
+        return ""

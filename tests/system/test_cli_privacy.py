@@ -191,6 +191,20 @@ def test_verify_ends_with_1_for_a_bad_ledger_and_2_for_a_bad_question(copy: Site
     )
 
 
+def test_a_policy_beside_the_ledger_that_is_not_the_one_in_force_is_found(copy: Site) -> None:
+    beside = copy.ledger / "policy.toml"
+    for text in (
+        beside.read_text().replace("epsilon_cap = 8.0", "epsilon_cap = 9.0"),
+        "no policy at all",
+        "\0",
+    ):
+        beside.write_text(text)
+        verified = json.loads(sottovoce("ledger", "verify", copy.ledger, "--json").out)
+        assert [finding["step"] for finding in verified["findings"]] == [9]
+    beside.unlink()
+    assert sottovoce("ledger", "verify", copy.ledger).status == 0, "then it was not asked"
+
+
 def test_damage_is_located_and_nothing_is_recomputed_from_a_part(copy: Site) -> None:
     path = copy.ledger / "ledger.jsonl"
     path.write_bytes(path.read_bytes().replace(b'"kind":"commit"', b'"kind":"commIt"'))
