@@ -185,13 +185,19 @@ def study_new(
         Path | None, typer.Option("--data", metavar="DIR", help="Fit the study to this corpus.")
     ] = None,
     adapter: Annotated[str, typer.Option(help="How to read the corpus; recognised by default.")] = "auto",
+    patients: Annotated[
+        int | None,
+        typer.Option(min=2, max=1_000_000, help="A private study of at most so many patients a hospital."),
+    ] = None,
+    epsilon: Annotated[float, typer.Option(min=0.01, max=100, help="What it may cost each patient.")] = 3.0,
 ) -> None:
     """Write a commented study file: for the embedded corpus, or fitted to a folder of recordings."""
     from sottovoce.common.corpus import scan
-    from sottovoce.simulations.study_new import EMBEDDED, shape_of, study_text, write_study
+    from sottovoce.simulations.study_new import EMBEDDED, Privacy, shape_of, study_text, write_study
 
     shape = EMBEDDED if data is None else shape_of(scan(data, name="corpus", adapter=adapter))
-    write_study(path, study_text(path.stem, shape))
+    privacy = None if patients is None else Privacy(n_patients=patients, epsilon=epsilon)
+    write_study(path, study_text(path.stem, shape, privacy))
     folder = "" if data is None else f" --data {shape.corpus}={data}"
     typer.echo(f"Wrote {path}. Run it with: sottovoce simulate {path}{folder}")
 

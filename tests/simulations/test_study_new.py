@@ -6,8 +6,11 @@ import pytest
 
 from sottovoce.common.corpus import Corpus, Utterance
 from sottovoce.common.errors import CorpusError
+from sottovoce.common.privacy.accountant import epsilon
+from sottovoce.common.privacy.plan import events
+from sottovoce.common.privacy_specs import LocalPrivacy
 from sottovoce.common.study import NamedFolds, SpeakerFolds, loads
-from sottovoce.simulations.study_new import EMBEDDED, shape_of, study_text, write_study
+from sottovoce.simulations.study_new import EMBEDDED, Privacy, shape_of, study_text, write_study
 
 
 def corpus(n_speakers: int, *, adapter: str = "savee", each: int = 12) -> Corpus:
@@ -51,6 +54,22 @@ def test_classes_are_those_that_the_corpus_can_teach() -> None:
 def test_ravdess_gets_its_published_folds() -> None:
     folds = loads(study_text("small", shape_of(corpus(24, adapter="ravdess")))).evaluation.folds
     assert folds == NamedFolds(kind="named", name="ravdess-luna-jimenez")
+
+
+@pytest.mark.parametrize("asked", [1.0, 8.0])
+def test_a_private_study_costs_at_most_what_was_asked(asked: float) -> None:
+    study = loads(study_text("small", EMBEDDED, Privacy(n_patients=700, epsilon=asked)))
+    spec = study.privacy
+    assert isinstance(spec, LocalPrivacy)
+    assert (spec.n_patients_public, spec.delta, spec.small_population) == (700, 1e-5, False)
+    spent = epsilon(events(spec, study.federation.rounds), spec.delta)
+    assert 0.98 * asked < spent <= asked
+
+
+def test_no_private_constant_comes_from_the_corpus() -> None:
+    privacy = Privacy(n_patients=300)
+    found = {loads(study_text("small", shape_of(corpus(n)), privacy)).privacy for n in (4, 24)}
+    assert len(found) == 1
 
 
 def test_a_corpus_that_teaches_nothing_is_refused() -> None:
