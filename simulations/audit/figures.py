@@ -30,6 +30,8 @@ class Estimate:
 
 def auc(positive: Floats, negative: Floats) -> float:
     """Returns the probability that a positive scores above a negative; ties count one half."""
+    if not (len(positive) and len(negative)):
+        return float("nan")  # a draw of people may lack one kind; `resampled` leaves it out
     ordered = np.sort(negative)
     below = np.searchsorted(ordered, positive, "left") + np.searchsorted(ordered, positive, "right")
     return float(below.mean() / 2 / len(negative))
@@ -62,7 +64,7 @@ def resampled(
     """
     rng = stream(seed, "audit/intervals", *sizes)
     draws = [statistic([rng.integers(n, size=n) for n in sizes]) for _ in range(N_DRAWS)]
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(value=statistic([np.arange(n) for n in sizes]), low=float(low), high=float(high))
 
 

@@ -8,7 +8,7 @@ through the server's contract into the round. The onlooker is on the wire (`wire
 and does not know which canaries are in, nor the site's coins and noise.
 
 Guarantees:
-  - The claim is `plan.cost` of the study, asked as every report asks it; the audit computes no claim of its own.
+  - The claim is the accountant's figure for `plan.events` of the study: the one in every report, stamp and ledger.
   - Scores use what left a site and what is public, and nothing else.
   - Shares of guesses and the correction for having several are fixed here, before any audit.
   - A site that refuses, or a reply that is turned away, is an error and never an audit of nothing.
@@ -25,7 +25,7 @@ import numpy.typing as npt
 from sottovoce.common import models
 from sottovoce.common.errors import PrivacyError
 from sottovoce.common.flower import Node, load_app
-from sottovoce.common.privacy import plan
+from sottovoce.common.privacy import accountant, plan
 from sottovoce.common.privacy_specs import USUAL_DELTA, LocalPrivacy
 from sottovoce.common.study import Study
 from sottovoce.common.weights import from_state_dict
@@ -185,10 +185,10 @@ def _federation(
 def _points(
     study: Study, spec: LocalPrivacy, scores: npt.NDArray[np.float64], present: npt.NDArray[np.bool_]
 ) -> tuple[Point, ...]:
-    cost = plan.cost(spec, study.federation.rounds, n_counts=study.n_evaluations)
-    claims = {cost.delta: cost.epsilon}
-    if cost.delta > USUAL_DELTA:
-        claims[USUAL_DELTA] = cost.epsilon_at_usual_delta
+    events = plan.events(spec, study.federation.rounds, n_counts=study.n_evaluations)
+    claims = {
+        delta: accountant.epsilon(events, delta) for delta in (spec.delta, min(spec.delta, USUAL_DELTA))
+    }
     # Every figure that the study prints is tried, and the error is shared among them.
     tried = [
         (delta, claim, judge(scores, present, shares=SHARES, delta=delta, error=ERROR / len(claims)))
