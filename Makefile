@@ -9,7 +9,7 @@ export OMP_NUM_THREADS := 1
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: demo test check bench proofs results mutants clean
+.PHONY: demo test check bench proofs results audit mutants clean
 
 demo: $(READY)  ## the main job on the embedded corpus: a federated study, evaluated and reported
 	$(BIN)/sottovoce simulate simulations/scenarios/demo.toml --out runs/demo --twins --overwrite
@@ -31,6 +31,13 @@ bench: $(READY)  ## speed and memory, as ratios measured in one run
 
 proofs: $(READY)  ## the long proofs of privacy and ledger alone, an hour or two on two idle cores
 	$(BIN)/python -m sottovoce.simulations.bench --json runs/proofs.json --page docs/proofs.md privacy ledger
+
+audit: $(READY)  ## what somebody who tries can find out: canary patients, planted defects, attacks on voices
+	$(BIN)/sottovoce audit --empirical simulations/scenarios/audit.toml --canaries 2000 --no-attacks --out runs/audit-canaries
+	$(BIN)/sottovoce audit --empirical simulations/scenarios/private.toml --out runs/audit-private
+	$(BIN)/python -m sottovoce.simulations.bench audit --json runs/audit-bench.json
+	$(BIN)/python -m sottovoce.simulations.audit runs/audit-canaries/audit-empirical.json \
+		runs/audit-private/audit-empirical.json --bench runs/audit-bench.json --page docs/empirical-audit.md
 
 mutants: $(READY)  ## walks into every known trap, in copies of the source; each must be noticed by a test
 	$(BIN)/python -m sottovoce.simulations.mutants

@@ -108,6 +108,7 @@ def plain(found: Empirical) -> dict[str, Any]:
                 "attack": name,
                 "title": TITLES[name],
                 "threat": module.THREAT,
+                "note": module.NOTE,
                 "rows": [_row(finding) for finding in found.findings if finding.attack == name],
             }
             for name, module in ATTACKS.items()

@@ -17,6 +17,10 @@ THREAT = (
     "The coordinator holds two updates of sites with one patient each, made from different recordings, and asks "
     "whether it is the same patient; it learns from pairs that it makes itself of other speakers."
 )
+NOTE = (
+    "A cosine far below one half tells as much as one above: where features are standardised over all of a speaker's "
+    "recordings, two halves of them mirror each other. The attacker that learns finds that out by itself."
+)
 N_COMPONENTS = 40
 N_OTHERS = 10  # pairs of different speakers for each pair of the same, to learn from
 

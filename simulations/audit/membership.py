@@ -28,6 +28,8 @@ THREAT = (
     "that person is among the patients; it compares with people who are not."
 )
 
+NOTE = "The canaries above ask the same over all rounds, in the worst case that the accounting allows for."
+
 
 def attack(people: People) -> list[Finding]:
     """Asks for every speaker, as often with the speaker in the cohort as without."""

@@ -20,6 +20,7 @@ THREAT = (
     "other speakers, whose sex it knows."
 )
 
+NOTE = "The mean of rounds: a coordinator may send the same weights in each round, and take the mean of what returns."
 MOST_ROUNDS = 20
 
 
