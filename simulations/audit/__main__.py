@@ -94,7 +94,7 @@ def _attacks(audit: Mapping[str, Any]) -> list[str]:
     )
     lines = [
         f"{audit['speakers']} speakers: {kind}. The study's stamp: {audit['claim']}. `none` is the same study without "
-        "privacy. Intervals at 95 %: people resampled, or exact for shares. **Bold**: all of the interval is better "
+        "privacy. Intervals at 95 %: people resampled. **Bold**: all of the interval is better "
         "than guessing; of twenty intervals, one misses its mark by chance.",
     ]
     for attack in audit["attacks"]:

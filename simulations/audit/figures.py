@@ -1,4 +1,4 @@
-"""How well an attack does, with intervals: area under the curve, true positives at few false ones, shares.
+"""How well an attack does, with intervals: area under the curve, true positives at few false ones.
 
 >>> auc(np.array([2.0, 3.0]), np.array([1.0, 2.0]))
 0.875
@@ -42,16 +42,6 @@ def true_positives_at(positive: Floats, negative: Floats, false_positives: float
     n_above = int(false_positives * len(negative))
     threshold = np.sort(negative)[::-1][n_above]
     return float((positive > threshold).mean())
-
-
-def share(n_right: int, n: int) -> Estimate:
-    """Returns a share with its exact interval (Clopper and Pearson)."""
-    from scipy.stats import beta
-
-    tail = (1 - LEVEL) / 2
-    low = 0.0 if n_right == 0 else float(beta.ppf(tail, n_right, n - n_right + 1))
-    high = 1.0 if n_right == n else float(beta.ppf(1 - tail, n_right + 1, n - n_right))
-    return Estimate(value=n_right / n, low=low, high=high)
 
 
 def resampled(
