@@ -225,12 +225,21 @@ def cost(spec: LocalPrivacy, rounds: int, *, n_counts: int = 0) -> Cost:
 
 
 def stamp(spec: PrivacySpec, rounds: int, *, n_counts: int = 0) -> str:
-    """Returns what every artefact of a study says of its privacy, in one line."""
+    """Returns what every artefact of a study says of its privacy, in one line.
+
+    Raises:
+        PrivacyError: the study has no finite epsilon: it promises nothing.
+    """
     if isinstance(spec, NoPrivacy):
         return NOT_PRIVATE
     charged, delta = events(spec, rounds, n_counts=n_counts), spec.delta
     usual = accountant.epsilon(charged, min(delta, USUAL_DELTA))
     figure = accountant.epsilon(charged, delta)
+    if not math.isfinite(figure):
+        raise PrivacyError(
+            f"privacy: this study has no finite epsilon at delta {delta:g}; expected more noise, fewer steps, or a "
+            "larger cap on the draw. Ask `sottovoce privacy plan`."
+        )
     return _sentence(figure, delta, usual, weak=weaknesses(spec), simulated=spec.seeded_noise)
 
 

@@ -132,6 +132,14 @@ def test_a_cost_says_everything_that_belongs_beside_the_figure() -> None:
     assert "add or remove one patient" in figures.guarantee.adjacency
 
 
+def test_a_study_without_a_finite_figure_gets_no_stamp_but_an_error() -> None:
+    spec = a_spec(
+        unit="utterance", utterances_per_patient=8, cap=500, noise_multiplier=0.05, steps_per_round=1
+    )
+    with pytest.raises(PrivacyError, match="no finite epsilon"):
+        stamp(spec, 1)
+
+
 def test_a_stamp_is_the_sentence_of_the_cost_and_is_rounded_up() -> None:
     spec = a_spec(noise_multiplier=2.3)
     assert stamp(spec, 20) == cost(spec, 20).sentence()
