@@ -11,7 +11,8 @@
     ├── PrivacyError            gradients or constants that no guarantee can be given for
     ├── LedgerError             a ledger that is damaged, copied, in use, or asked for what its rules forbid
     ├── PolicyError             a site's policy file that cannot be used; carries every problem at once
-    └── KeyFileError            a key file that is missing, readable by others, or no key
+    ├── KeyFileError            a key file that is missing, readable by others, or no key
+    └── SecureSumError          a message or a state of a secure sum that was refused; carries a signed complaint
 
 Anything else that escapes is a defect of ours and keeps its traceback.
 A message says what was expected, what came, and what to do.
@@ -80,3 +81,34 @@ class PolicyError(SottovoceError):
 
 class KeyFileError(SottovoceError):
     """A key file that is missing, readable by others, or no key. The message never holds a secret."""
+
+
+class SecureSumError(SottovoceError):
+    """A message, or a state of a secure sum, that was refused. Nothing was revealed by refusing.
+
+    `reason` is one of `common.secagg.complaint.REASONS`, `accused` the party at fault as far as it is known, and
+    `complaint` the signed record of it, empty where no machine of the protocol was involved. `evidence` is the
+    message at fault; it is no part of the text.
+    """
+
+    def __init__(
+        self, reason: str, message: str, *, accused: str = "", evidence: bytes = b"", complaint: bytes = b""
+    ) -> None:
+        super().__init__(message)
+        self.reason, self.accused, self.evidence, self.complaint = reason, accused, evidence, complaint
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # The keyword arguments would be lost on the way out of a process pool.
+        return _rebuilt_secure_sum_error, (
+            self.reason,
+            str(self),
+            self.accused,
+            self.evidence,
+            self.complaint,
+        )
+
+
+def _rebuilt_secure_sum_error(
+    reason: str, message: str, accused: str, evidence: bytes, complaint: bytes
+) -> SecureSumError:
+    return SecureSumError(reason, message, accused=accused, evidence=evidence, complaint=complaint)

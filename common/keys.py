@@ -1,10 +1,13 @@
 """Keys of a site: one Ed25519 key that signs, one HMAC key that hides digests. The door to `cryptography`.
 
+Beside them what secure sums are made of: X25519 agreement, HKDF-SHA256, AES-256-GCM and AES-256-CTR.
+
 Guarantees:
   - A key file is made with mode 0600 and synchronised before its key signs anything; one that others can
     read is refused.
   - A secret is never part of a repr, a log or an error.
   - `verified` answers True or False, whatever was wrong: key, signature, length or encoding.
+  - `AgreementKey.shared` and `opened` answer None, whatever was wrong: key, low order, length or tag.
   - Every signed or hashed message opens with its own label, so that none can be taken for another.
 
 >>> key = SigningKey.generate()
@@ -23,11 +26,15 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import CTR
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -228,3 +235,39 @@ def keystream(key: bytes) -> Callable[[int], bytes]:
     """
     cipher = Cipher(AES256(key), CTR(bytes(16))).encryptor()
     return lambda n_bytes: cipher.update(bytes(n_bytes))
+
+
+class AgreementKey:
+    """An X25519 private key, made for one attempt at one sum. It prints nothing of itself."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._private = X25519PrivateKey.from_private_bytes(secret)
+        self.public = self._private.public_key().public_bytes_raw()
+
+    def shared(self, public: bytes) -> bytes | None:
+        """Returns 32 bytes that only the two holders can make; None for what is no key or a point of low order."""
+        try:
+            return self._private.exchange(X25519PublicKey.from_public_bytes(public))
+        except ValueError:  # of another length, or an agreement on all zeros
+            return None
+
+    def __repr__(self) -> str:
+        return f"AgreementKey({self.public.hex()[:16]}…)"
+
+
+def derived_key(secret: bytes, *, salt: bytes, info: bytes) -> bytes:
+    """Returns the 32 bytes of HKDF-SHA256 (RFC 5869)."""
+    return HKDF(SHA256(), 32, salt, info).derive(secret)
+
+
+def sealed(key: bytes, plain: bytes, context: bytes) -> bytes:
+    """Returns AES-256-GCM of `plain` bound to `context`, from a zero nonce: a key seals one text, ever."""
+    return AESGCM(key).encrypt(bytes(12), plain, context)
+
+
+def opened(key: bytes, cipher: bytes, context: bytes) -> bytes | None:
+    """Returns what was sealed under this key for this context, or None."""
+    try:
+        return AESGCM(key).decrypt(bytes(12), cipher, context)
+    except (InvalidTag, ValueError):
+        return None

@@ -1,0 +1,41 @@
+"""What a site must remember across restarts so that it never answers one phase twice.
+
+Secrets of an attempt are never on disk, so a site that restarts in mid-attempt has lost it; all it keeps is how
+far it had answered. A mark is made durable before the answer leaves, so the answer that a crash swallowed is never
+given anew with other coins.
+
+Guarantees:
+  - Marks of a run that a journal took are strictly ascending by (round, attempt, phase).
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+PHASES = ("advert", "deal", "mask", "consent", "reveal")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """That a phase of an attempt was answered, and with what: the SHA-256 of the reply's bytes."""
+
+    run: str
+    round: int
+    attempt: int
+    phase: str
+    reply_sha256: str
+
+    def after(self, last: "Mark | None") -> bool:
+        """Says whether this mark may follow the last one of its run."""
+        return last is None or self._place() > last._place()
+
+    def _place(self) -> tuple[int, int, int]:
+        return self.round, self.attempt, PHASES.index(self.phase)
+
+
+class Journal(Protocol):
+    """Where marks are kept: durable storage, of which the protocol knows this much."""
+
+    def record(self, mark: Mark) -> bool:
+        """Makes the mark durable (fsync) and returns True; returns False, storing nothing, unless
+        `mark.after(last)` for the last mark of `mark.run` that is stored. Whatever it raises ends the attempt."""
+        ...
