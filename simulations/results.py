@@ -63,7 +63,7 @@ def run_scenario(name: str, ravdess: Path, n_seeds: int, runs: Path, workers: in
 
 def page(runs: Sequence[Path], command: str) -> str:
     """Returns docs/results.md."""
-    blocks = [_HEAD.format(commit=_commit(), command=command)]
+    blocks = [_HEAD.format(commit=commit(), command=command)]
     for run in runs:
         blocks += _run_block(read_summary(run / "metrics.json"), read_run(run / "run.json"))
     return "\n".join(blocks).rstrip() + "\n"
@@ -144,7 +144,8 @@ def _machine_line(facts: RunFacts) -> str:
     return f"Machine: {machine}; {seconds / 60:.0f} core minutes in {len(facts.cells)} cells. Versions: {versions}."
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Returns the checkout's commit, for the head of a page."""
     found = subprocess.run(
         ["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )
