@@ -329,8 +329,8 @@ def _standardised(data: SiteData, spec: Normalisation) -> Iterator[dict[str, Arr
     if spec.scheme == "speaker":
         # Small: two rows of floats for each speaker and stream. Clips are read one at a time.
         scales = {
-            (speaker, name): _of_speaker(data, speaker, name, _constants(spec, name))
-            for speaker in dict.fromkeys(data.speakers)
+            (speaker, name): _of_speaker(data, own, name, _constants(spec, name))
+            for speaker, own in _by_speaker(data).items()
             for name in data.shapes
         }
     for index, speaker in enumerate(data.speakers):
@@ -358,8 +358,14 @@ def _constants(spec: Normalisation, stream: str) -> _Affine | None:
     )
 
 
-def _of_speaker(data: SiteData, speaker: str, stream: str, prior: _Affine | None) -> _Affine:
-    own = [i for i, name in enumerate(data.speakers) if name == speaker]
+def _by_speaker(data: SiteData) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for index, speaker in enumerate(data.speakers):
+        found.setdefault(speaker, []).append(index)
+    return found
+
+
+def _of_speaker(data: SiteData, own: Sequence[int], stream: str, prior: _Affine | None) -> _Affine:
     # A speaker of augmented copies alone cannot come from `extract`; then the copies are all there is.
     clips = [i for i in own if data.copies[i] == 0] or own
     found = _moments(_Clips(data, stream, clips))
