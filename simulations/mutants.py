@@ -43,6 +43,7 @@ COPIED = (
 )
 TRAPS = tuple(f"T{number}" for number in range(1, 19))
 PRIVACY, LEDGER, CLIENT = "tests/common/privacy", "tests/common/ledger", "tests/client"
+AUDIT = "tests/simulations/test_audit.py"
 TIMEOUT_SECONDS = 600  # of one test on a busy machine
 
 Outcome = Literal["killed", "SURVIVED", "does not apply", "test does not pass", "test did not run"]
@@ -471,6 +472,33 @@ MUTANTS: tuple[Mutant, ...] = (
         old='                "This site released nothing in this round. Its own log and ledger say why."\n',
         new='                f"This site released nothing in this round: {error}"\n',
         test=f"{CLIENT}/test_releases.py::test_a_failure_is_burned_and_its_reason_stays_at_the_site",
+    ),
+    Mutant(
+        name="audit-forgets-delta",
+        trap="P18",
+        what="The audit's bound leaves out the term of delta",
+        path="simulations/audit/bound.py",
+        old="    return min(1.0, tail + 2.0 * guesses.n_canaries * delta * steepest)\n",
+        new="    return min(1.0, tail)\n",
+        test=f"{AUDIT}::test_the_p_value_is_the_theorems_over_every_outcome",
+    ),
+    Mutant(
+        name="best-of-several-guesses",
+        trap="P18",
+        what="The best of several shares of guesses is judged as if it had been the only one",
+        path="simulations/audit/bound.py",
+        old="    each = error / len(shares)\n",
+        new="    each = error\n",
+        test=f"{AUDIT}::test_scores_that_know_nothing_prove_nothing",
+    ),
+    Mutant(
+        name="attackers-know-the-attacked",
+        trap="P19",
+        what="An attack is measured on the speakers that it learned from",
+        path="simulations/audit/updates.py",
+        old="        halves[order] = np.arange(len(order)) % 2\n",
+        new="        halves[order] = 0\n",
+        test=f"{AUDIT}::test_halves_of_attackers_and_attacked_share_no_speaker_and_no_lack_of_a_sex",
     ),
 )
 
