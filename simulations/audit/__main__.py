@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sottovoce.server.audit.words import up
+from sottovoce.simulations.audit.figures import down
+
 _INTRODUCTION = """\
 # The empirical audit, as measured
 
@@ -23,6 +26,7 @@ beside every figure: where it is below the claim, the audit's silence means noth
 or clipping are below what an audit of this size sees; exact tests hold those (`docs/pitfalls.md`). A large delta blinds
 it however many canaries there are: at delta 0.002 and an error of 5 % no such audit can prove more than
 log(0.05 / (2 x 0.002)) = 2.5. So a claim is audited at the usual delta too, where the study prints a figure for it.
+AUC: how well canaries that are in are told from those that are not, over all rounds.
 """
 
 
@@ -58,16 +62,26 @@ def _canaries(audits: Sequence[Mapping[str, Any]]) -> list[str]:
             f"{found['n_canaries']:,} in {found['sites']} site{'s' if found['sites'] > 1 else ''}, "
             f"{found['rounds']} rounds, {found['noise']} noise",
             f"{figure['delta']:g}",
-            f"{figure['claimed']:.2f}",
-            f"**{figure['lower_bound']:.2f}**",
-            f"{figure['largest_detectable']:.2f}",
+            up(figure["claimed"]),
+            f"**{down(figure['lower_bound'])}**",
+            down(figure["largest_detectable"]),
+            f"{found['auc']:.3f}",
             "disproved" if figure["alarm"] else "too weak to say" if figure["powerless"] else "not disproved",
         )
         for audit in audits
         for found in [audit["canaries"]]
         for figure in found["figures"]
     ]
-    headings = ("study", "canaries", "delta", "claimed", "proved at least", "could have proved", "outcome")
+    headings = (
+        "study",
+        "canaries",
+        "delta",
+        "claimed",
+        "proved at least",
+        "could have proved",
+        "AUC",
+        "outcome",
+    )
     return _table(headings, rows)
 
 

@@ -4,6 +4,7 @@
 0.875
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,15 @@ class Estimate:
     value: float
     low: float
     high: float
+
+
+def down(epsilon: float) -> str:
+    """Returns a lower bound with two decimals, rounded downwards: what is shown was proved.
+
+    >>> down(2.589), down(0.55)
+    ('2.58', '0.55')
+    """
+    return f"{math.floor(round(100 * epsilon, 6)) / 100:.2f}"
 
 
 def auc(positive: Floats, negative: Floats) -> float:

@@ -10,8 +10,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from sottovoce.server.audit import words
 from sottovoce.server.report import draw, text
 from sottovoce.server.report.draw import Scale, nice_ticks, tag
+from sottovoce.simulations.audit.figures import down
 
 HERE = Path(__file__).parent
 STYLES = ("server/report/report.css", "server/audit/audit.css", "simulations/audit/empirical.css")
@@ -38,7 +40,7 @@ def number_line(figure: Mapping[str, Any]) -> Markup:
         tag("title", f"At delta {figure['delta']:g}"),
         tag(
             "desc",
-            f"Proved at least {proved:.2f}; claimed {claimed:.2f}; could have proved {reach:.2f} at most.",
+            f"Proved at least {down(proved)}; claimed {words.up(claimed)}; could have proved {down(reach)} at most.",
         ),
         tag("rect", class_="line-reach", x=x(0), y=38, width=max(x(reach) - x(0), 0.0), height=16, rx=3),
         tag(
@@ -52,7 +54,7 @@ def number_line(figure: Mapping[str, Any]) -> Markup:
         ),
         tag("line", class_="line-claim", x1=x(claimed), x2=x(claimed), y1=30, y2=62),
         tag("text", f"delta {figure['delta']:g}", class_="label", x=x(0), y=12),
-        _name(f"claimed {claimed:.2f}", x(claimed), 24, "line-claim-name"),
+        _name(f"claimed {words.up(claimed)}", x(claimed), 24, "line-claim-name"),
     ]
     for tick in ticks:
         parts.append(tag("line", class_="tick", x1=x(tick), x2=x(tick), y1=66, y2=71))
@@ -78,6 +80,6 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["text"] = text.show_name
+    environment.filters |= {"text": text.show_name, "up": words.up, "down": down}
     environment.globals |= {"count": text.count, "number_line": number_line, "whisker": _whisker}
     return environment.from_string((HERE / "empirical.html.j2").read_text(encoding="utf-8"))
