@@ -1,11 +1,13 @@
 """What a patient's gradient is on its way out: one type for each thing that has been done to it.
 
-    PatientGradients -> ClippedPatientGradients -> QuantisedSum -> NoisySum -> PrivateUpdate
+    PatientGradients -> ClippedPatientGradients -> QuantisedSum -> NoisySum -> PrivateUpdate     (mode `local`)
+                                                   QuantisedSum -> SiteSum -> MaskedUpdate       (`distributed`)
 
 A function that wants a later stage does not take an earlier one: the type checker refuses it. Each stage is made
-in one place (`clip`, `noise`, `plan`); a test holds that. None of them prints its numbers.
+in one place (`clip`, `noise`, `plan`, `distributed`); a test holds that. None of them prints its numbers.
 
-`PatientGradients` are as private as the recordings. The first type that may leave a site is `PrivateUpdate`.
+`PatientGradients` are as private as the recordings. The first type that may leave a site is `PrivateUpdate`, or
+`MaskedUpdate` in mode `distributed`.
 """
 
 from dataclasses import dataclass, field
@@ -57,11 +59,28 @@ class NoisySum:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class SiteSum:
+    """A site's sum with its share of the noise, in the ring of 2^32. Still private: one share protects too little."""
+
+    values: NDArray[np.uint32] = field(repr=False)
+    simulated: bool
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MaskedUpdate:
+    """A site's sum under its masks: uniform numbers to whoever cannot take all of them off."""
+
+    values: NDArray[np.uint32] = field(repr=False)
+    simulated: bool
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PrivateUpdate:
     """What may leave a site: noisy sums divided by public constants, and whatever was computed from them alone.
 
     `steps` says how many steps of the plan's mechanism it has cost. `simulated` says that its noise can be
-    drawn again by whoever knows the seed: then nothing was protected.
+    drawn again by whoever knows the seed: then nothing was protected. In mode `distributed` no site has one: it is
+    what the sum of all sites says once it is decoded.
     """
 
     values: NDArray[np.float32] = field(repr=False)

@@ -12,11 +12,14 @@ MADE_IN = {
     "ClippedPatientGradients": {"clip.py"},
     "QuantisedSum": {"clip.py"},
     "NoisySum": {"noise.py"},
-    "PrivateUpdate": {"plan.py"},
+    "PrivateUpdate": {"plan.py", "distributed.py"},
+    "SiteSum": {"distributed.py"},
+    "MaskedUpdate": {"distributed.py"},
 }
 RIGHT = """
 from sottovoce.common.privacy.clip import clip, quantised_sum
 from sottovoce.common.privacy.noise import add_noise
+from sottovoce.common.privacy.distributed import DistributedMechanism, masked, site_sum
 from sottovoce.common.privacy.source import SecretSource
 from sottovoce.common.privacy.stages import *
 
@@ -24,6 +27,11 @@ def send(update: PrivateUpdate) -> None: ...
 
 def steps(gradients: PatientGradients) -> NoisySum:
     return add_noise(quantised_sum(clip(gradients, 1.0), 2**-20), 1.0, SecretSource())
+
+def send_masked(update: MaskedUpdate) -> None: ...
+
+def masks(gradients: PatientGradients, mechanism: DistributedMechanism) -> None:
+    send_masked(masked(site_sum(gradients, mechanism, SecretSource()), lambda values: values + 1))
 """
 WRONG = [
     "def w(g: PatientGradients) -> None: quantised_sum(g, 1.0)",
@@ -32,6 +40,10 @@ WRONG = [
     "def w(g: QuantisedSum) -> None: send(g)",
     "def w(g: NoisySum) -> None: send(g)",
     "def w(g: PrivateUpdate) -> None: clip(g, 1.0)",
+    "def w(g: SiteSum) -> None: send_masked(g)",
+    "def w(g: SiteSum) -> None: send(g)",
+    "def w(g: NoisySum) -> None: masked(g, lambda values: values + 1)",
+    "def w(g: QuantisedSum) -> None: masked(g, lambda values: values + 1)",
 ]
 
 
