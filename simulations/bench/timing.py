@@ -125,7 +125,9 @@ def parts_run(parts: Parts, **sizes: int) -> list[Row]:
     rows = list[Row]()
     for part, (full, work) in parts.items():
         if size := sizes.get(part, full):
-            rows += _clocked(part, functools.partial(work, size))
+            first, *others = _clocked(part, functools.partial(work, size))
+            less = f"; a part of the full {full:,}" if size < full else ""
+            rows += [replace(first, note=first.note + less), *others]
     return rows
 
 

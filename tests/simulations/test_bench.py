@@ -86,7 +86,7 @@ def test_a_part_runs_at_another_size_or_not_at_all() -> None:
     parts = {"a": (100, proof_of("a")), "b": (100, proof_of("b")), "c": (100, proof_of("c"))}
     rows = parts_run(parts, a=7, b=0)
     assert [row.what for row in rows] == ["a of 7", "a", "c of 100", "c"]
-    assert [row.note for row in rows] == ["0 s", "", "0 s", ""]
+    assert [row.note for row in rows] == ["0 s; a part of the full 100", "", "0 s", ""]
     with pytest.raises(ValueError, match="parts of a, b, c; came d"):
         parts_run(parts, d=1)
 
