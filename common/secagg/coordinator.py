@@ -101,6 +101,7 @@ class Coordinator:
         self._out: set[int] = set()
         self._adverts: dict[int, bytes] = {}
         self._keys: dict[int, Advert] = {}
+        self._view = b""
         self._letters: dict[int, _Letters] = {}
         self._total: masks.Ring = np.zeros(session.length, np.uint32)
         self._consent = Consent(view=b"", dealers=(), survivors=())
@@ -239,8 +240,10 @@ class Coordinator:
         read = {}
         for recipient, message in zip(self._asked, letters, strict=True):
             letter = decode_sealed(open_message(message, Kind.SEALED, session=self._session, sender=number))
-            if letter.recipient != recipient:
-                _refuse("share", "Expected shares in the order of those they are for; came another order.")
+            if (letter.recipient, letter.view) != (recipient, self._view):
+                _refuse(
+                    "share", "Expected shares for each site in its order, of the adverts sent; came others."
+                )
             read[recipient] = letter
         self._letters[number] = _Letters(
             messages=dict(zip(self._asked, letters, strict=True)), read=read, dealing=data
@@ -268,7 +271,7 @@ class Coordinator:
             for dealer, share in shares:
                 letter = self._letters[dealer].read[number]
                 committed = letter.self_commitment if use == "self-share" else letter.mask_commitment
-                made = derive.share_commitment(self._session, use, self._consent.view, dealer, number, share)
+                made = derive.share_commitment(self._session, use, self._view, dealer, number, share)
                 if made != committed:
                     _refuse("reveal", "Expected the shares that were dealt to this site; came others.")
         self._reveals[number] = reveal
@@ -277,12 +280,13 @@ class Coordinator:
         match self._phase:
             case "advert":
                 self._adverts = {number: self._adverts[number] for number in answered}
+                self._view = derive.view_of(self._session, list(self._adverts.values()))
                 everybody = self._sealed(Kind.ADVERTS, encode_messages(list(self._adverts.values())))
             case "deal":
                 return {number: self._letters_for(number, answered) for number in answered}
             case "mask":
                 self._consent = Consent(
-                    view=derive.view_of(self._session, list(self._adverts.values())),
+                    view=self._view,
                     dealers=self._asked,
                     survivors=answered,
                 )
@@ -304,7 +308,7 @@ class Coordinator:
         committed = self._keys[number].seed_commitment
         if seed is None or derive.seed_commitment(self._session, number, seed) != committed:
             self._accuse_dealer(number)
-        return derive.self_mask_key(self._session, self._consent.view, seed, number)
+        return derive.self_mask_key(self._session, self._view, seed, number)
 
     def _take_off_pairs(self, lost: int) -> None:
         secret = self._rebuilt({who: dict(it.mask_shares)[lost] for who, it in self._reveals.items()})
@@ -314,7 +318,7 @@ class Coordinator:
             shared = key.shared(self._keys[number].mask_key)
             if shared is None:
                 self._accuse_dealer(number)
-            pair = derive.pair_mask_key(self._session, self._consent.view, shared, number, lost)
+            pair = derive.pair_mask_key(self._session, self._view, shared, number, lost)
             sign = masks.pair_sign(number, lost)
             masks.add_mask(self._total, pair, sign=-1 if sign == 1 else 1)
 

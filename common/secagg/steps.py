@@ -152,8 +152,13 @@ def dealt(
     session, me = state.session, state.me
     adverts = _adverts(state, messages)
     view = derive.view_of(session, messages)
-    channel = _agreements(session, state.share_key, {peer: it.share_key for peer, it in adverts.items()})
-    pairs = _agreements(session, state.mask_key, {peer: it.mask_key for peer, it in adverts.items()})
+    channel, pairs = {}, {}
+    for (peer, advert), message in zip(adverts.items(), messages, strict=True):
+        shared, mask = state.share_key.shared(advert.share_key), state.mask_key.shared(advert.mask_key)
+        if shared is None or mask is None:
+            what = "Expected keys that can be agreed with; came another."
+            raise SecureSumError("keys", what, accused=party(session, peer), evidence=message)
+        channel[peer], pairs[peer] = shared, mask
     # Coins: first the mask key's polynomial, then the seed's.
     mask_shares, own_shares = (
         shamir.split(secret, threshold=session.threshold, n_shares=session.n_sites, coins=coins)
@@ -257,21 +262,12 @@ def _adverts(state: Advertised, messages: Sequence[bytes]) -> dict[int, Advert]:
     return adverts
 
 
-def _agreements(session: Session, own: AgreementKey, keys: Mapping[int, bytes]) -> dict[int, bytes]:
-    agreed = {}
-    for peer, public in keys.items():
-        shared = own.shared(public)
-        if shared is None:
-            _refuse("keys", "Expected keys that can be agreed with; came another.", party(session, peer))
-        agreed[peer] = shared
-    return agreed
-
-
 def _letter(state: Advertised, view: bytes, recipient: int, shares: Shares, send: bytes) -> bytes:
     session, me = state.session, state.me
     context = derive.share_context(session, view, me, recipient)
     return SealedShares(
         recipient=recipient,
+        view=view,
         mask_commitment=derive.share_commitment(session, "mask-share", view, me, recipient, shares.mask),
         self_commitment=derive.share_commitment(session, "self-share", view, me, recipient, shares.own),
         cipher=sealed(send, shares.mask + shares.own, context),
@@ -291,6 +287,8 @@ def _opened(state: Dealt, dealer: int, message: bytes) -> Shares:
     letter = decode_sealed(_body(message, Kind.SEALED, session, dealer))
     if letter.recipient != me:
         _refuse("share", "Expected shares that are sealed for this site; came another's.")
+    if letter.view != state.view:
+        _refuse("keys", "Expected dealers that saw the adverts that this site saw; came one that saw others.")
     context = derive.share_context(session, state.view, dealer, me)
     plain = opened(state.sealed_for_me[dealer], letter.cipher, context)
     if plain is not None:
@@ -327,5 +325,5 @@ def _refuse_below(least: int, came: int, reason: str) -> None:
         _refuse(reason, f"Expected at least {least} sites; came {came}. The attempt is over.")
 
 
-def _refuse(reason: str, message: str, accused: str = "", evidence: bytes = b"") -> NoReturn:
-    raise SecureSumError(reason, message, accused=accused, evidence=evidence)
+def _refuse(reason: str, message: str) -> NoReturn:
+    raise SecureSumError(reason, message)

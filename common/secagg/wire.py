@@ -13,6 +13,7 @@ Guarantees:
   - A message longer than the longest of its kind is refused before it is hashed.
 """
 
+import functools
 import hashlib
 import struct
 from collections.abc import Sequence
@@ -50,6 +51,7 @@ class Kind(StrEnum):
     REVEAL = "reveal"
 
 
+@functools.cache
 def label(name: str) -> bytes:
     """Returns the first line of everything that is signed, hashed or derived here."""
     return f"{PROTOCOL}/{name}\n".encode()
@@ -152,29 +154,34 @@ def decode_advert(body: bytes) -> Advert:
 
 @dataclass(frozen=True, kw_only=True)
 class SealedShares:
-    """One dealer's two shares for one recipient, sealed, with a commitment to each."""
+    """One dealer's two shares for one recipient, sealed, with a commitment to each.
+
+    The view is told so that a coordinator that shows different adverts to different sites is not taken for a
+    dealer that lies.
+    """
 
     recipient: int
+    view: bytes
     mask_commitment: bytes
     self_commitment: bytes
     cipher: bytes
 
     def encode(self) -> bytes:
         """Returns the body."""
-        return struct.pack("<H", self.recipient) + self.mask_commitment + self.self_commitment + self.cipher
+        head = struct.pack("<H", self.recipient) + self.view
+        return head + self.mask_commitment + self.self_commitment + self.cipher
 
 
 def decode_sealed(body: bytes) -> SealedShares:
     """Returns the sealed shares of a body. Raises: SecureSumError ("form")."""
     reader = _Reader(body)
-    recipient, mask, own, cipher = (
-        reader.number(),
-        reader.take(32),
-        reader.take(32),
-        reader.take(CIPHER_BYTES),
-    )
+    recipient = reader.number()
+    view, mask, own = (reader.take(DIGEST_BYTES) for _ in range(3))
+    cipher = reader.take(CIPHER_BYTES)
     reader.end()
-    return SealedShares(recipient=recipient, mask_commitment=mask, self_commitment=own, cipher=cipher)
+    return SealedShares(
+        recipient=recipient, view=view, mask_commitment=mask, self_commitment=own, cipher=cipher
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

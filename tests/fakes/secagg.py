@@ -8,15 +8,19 @@
 from there a dishonest coordinator or peer is a few lines (`secagg_deviations.py`).
 """
 
+import functools
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from sottovoce.common.keys import SigningKey
+from sottovoce.common.keys import AgreementKey, SigningKey
+from sottovoce.common.secagg import participant, session, steps, wire
 from sottovoce.common.secagg.coordinator import Coordinator, SecureSum
 from sottovoce.common.secagg.journal import PHASES, Mark
 from sottovoce.common.secagg.participant import Participant
@@ -26,6 +30,7 @@ LENGTH = 5
 BOUND = 1000
 
 
+@functools.cache
 def signing_key(name: str) -> SigningKey:
     """The same key for the same name."""
     return SigningKey(Ed25519PrivateKey.from_private_bytes(hashlib.sha256(name.encode()).digest()))
@@ -33,13 +38,14 @@ def signing_key(name: str) -> SigningKey:
 
 def coins_of(name: str) -> Callable[[int], bytes]:
     """A stream of bytes that a name fixes: block i is SHA-256 of the name and i."""
-    state = {"left": b"", "block": 0}
+    left, block = b"", 0
 
     def draw(n_bytes: int) -> bytes:
-        while len(state["left"]) < n_bytes:  # type: ignore[arg-type]
-            state["left"] += hashlib.sha256(f"{name} {state['block']}".encode()).digest()  # type: ignore[operator]
-            state["block"] += 1  # type: ignore[operator]
-        taken, state["left"] = state["left"][:n_bytes], state["left"][n_bytes:]  # type: ignore[index]
+        nonlocal left, block
+        while len(left) < n_bytes:
+            left += hashlib.sha256(f"{name} {block}".encode()).digest()
+            block += 1
+        taken, left = left[:n_bytes], left[n_bytes:]
         return taken
 
     return draw
@@ -77,14 +83,14 @@ class World:
         self.coordinator_key = signing_key("coordinator")
         self.journals = [MemoryJournal() for _ in self.keys]
 
-    @property
+    @functools.cached_property
     def roster(self) -> Roster:
         members = [
             Member(site=self.site(number), public_key=key.public_hex) for number, key in enumerate(self.keys)
         ]
         return Roster(coordinator=self.coordinator_key.public_hex, members=tuple(members))
 
-    @property
+    @functools.cached_property
     def agreement(self) -> Agreement:
         return Agreement(
             roster=self.roster,
@@ -152,7 +158,9 @@ class Attempt:
     def until(self, phase: str, lost: Mapping[int, str] | None = None) -> "Attempt":
         """Runs the phases before this one, all in order, and leaves its messages in `messages`."""
         if not self.messages:
-            self._send(dict.fromkeys(map(self.world.site, range(self.world.n_sites)), self.coordinator.opening()))
+            self._send(
+                dict.fromkeys(map(self.world.site, range(self.world.n_sites)), self.coordinator.opening())
+            )
         for now in PHASES[: PHASES.index(phase)] if phase in PHASES else PHASES:
             if now == self.coordinator.phase:
                 self.phase(now, lost or {})
@@ -185,3 +193,37 @@ class Attempt:
 def plain_sum(values: Sequence[Any], numbers: Sequence[int]) -> list[int]:
     """The sum in Python's own integers."""
     return [sum(int(values[number][place]) for number in numbers) for place in range(len(values[0]))]
+
+
+def survivors_of(lost: Mapping[int, str], n_sites: int, n_min: int = 3) -> tuple[int, ...] | None:
+    """Who is in the sum when these sites are silent from some phase on; None where it must be abandoned.
+
+    Written from the rules alone: at least max(ceil(2n/3), 3, n_min) of adverts, dealings and vectors, and at
+    least ceil(2n/3) of consents and reveals.
+    """
+    threshold = (2 * n_sites + 2) // 3
+    least = {"advert": max(threshold, 3, n_min), "consent": threshold, "reveal": threshold}
+    left = tuple(range(n_sites))
+    summed = left
+    for phase in PHASES:
+        left = tuple(number for number in left if lost.get(number) != phase)
+        if len(left) < least.get(phase, least["advert"]):
+            return None
+        summed = left if phase == "mask" else summed
+    return summed
+
+
+@contextmanager
+def remembered_signatures() -> Iterator[None]:
+    """Signatures, agreements and sessions of the same bytes, worked out once: most of a small attempt's time."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(wire, "verified", functools.lru_cache(1 << 18)(wire.verified))
+    for cls, name in ((SigningKey, "sign"), (AgreementKey, "shared")):
+        patch.setattr(cls, name, functools.lru_cache(1 << 18)(getattr(cls, name)))
+    patch.setattr(steps, "AgreementKey", functools.lru_cache(1 << 10)(AgreementKey))
+    patch.setattr(participant, "agreed_session", functools.lru_cache(1 << 10)(participant.agreed_session))
+    patch.setattr(session, "decode_session", functools.lru_cache(1 << 10)(session.decode_session))
+    try:
+        yield
+    finally:
+        patch.undo()
