@@ -109,7 +109,10 @@ def audit(
         Path,
         typer.Argument(metavar="RUN_OR_LEDGER", help="A run folder, or a ledger's; a STUDY if --empirical."),
     ],
-    out: Annotated[Path | None, typer.Option(help="Where to write; into that folder by default.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where to write; into that folder by default, runs/NAME-audit if --empirical."),
+    ] = None,
     public_key: Annotated[
         str | None, typer.Option(metavar="HEX", help="The site's first key, as it reached you otherwise.")
     ] = None,
@@ -125,7 +128,7 @@ def audit(
     data: Data = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
-    """Judge a ledger or a run for a compliance officer: audit.html and audit.json. Exit 1 where a check fails."""
+    """Judge a ledger or a run for a compliance officer, or try a study out: a page and JSON. Exit 1 where a check fails."""
     from rich.console import Console
 
     if empirical:
