@@ -128,7 +128,7 @@ def audit(
     data: Data = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
-    """Judge a ledger or a run for a compliance officer, or try a study out: a page and JSON. Exit 1 where a check fails."""
+    """Judge a ledger or a run for a compliance officer, or try a study out. Exit 1 where a check fails."""
     from rich.console import Console
 
     if empirical:
