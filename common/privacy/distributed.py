@@ -1,14 +1,15 @@
 """Mode `distributed`: each site adds a share of the noise, and only the sum of all sites is ever seen.
 
-    at a site   clip -> integer grid -> sum -> its share of the noise -> ring of 2^32 -> masks -> MaskedUpdate
+    at a site   clip -> integer grid -> sum -> its share of the noise -> SiteSum -> masks -> MaskedUpdate
     afterwards  the masked sums of the survivors add up (common/secagg) -> `decoded`, once -> PrivateUpdate
 
 Guarantees, if the secure sum shows nothing but the total of at least `n_min` sites:
   - Whoever sees the total and holds everything of `n_colluding` sites meets noise of at least
     `noise_multiplier * clip_norm`: a share has the variance of the whole over n_min - n_colluding, rounded up.
   - What is decoded is the integer sum of all sites, noise and all, without any rounding before the last division.
-  - A sum that the ring cannot hold has probability at most 2^-40 a step (`overflow_prob`); constants for which it
-    could be more are refused. Nothing is clamped, and a site whose own sum would not fit releases nothing.
+  - The sum never wraps around: each site's numbers stay within its part of the ring of 2^32 (`largest_entry`), or
+    it releases nothing. That happens with probability at most 2^-40 a step, in any site together (`overflow_prob`);
+    constants for which it could be more are refused. Nothing is clamped.
   - Constants only: nothing here follows from who was drawn or how many there are.
 
 It does not cover what a secure sum does not: a site that leaves its noise out, or says it has patients that it has
@@ -40,16 +41,14 @@ from sottovoce.common.privacy.stages import (
     MaskedUpdate,
     PatientGradients,
     PrivateUpdate,
-    QuantisedSum,
     SiteSum,
 )
 
-RING_BITS = 32
-LARGEST = 2 ** (RING_BITS - 1) - 1  # a ring element is a number from -LARGEST - 1 to LARGEST
-MOST_OVERFLOW = 2.0**-40  # a step's probability of a sum that the ring cannot hold
+LARGEST = 2**31 - 1  # of what all sites may add up to, in size
+MOST_OVERFLOW = 2.0**-40  # a step's probability that any site's numbers leave its part of the ring
 VARIANCE_PARTS = 1024  # a share's variance is a whole number of 1/1024 where that is fine enough
 
-Ring = NDArray[np.uint32]
+Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +87,7 @@ class DistributedMechanism:
         if not self.overflow_prob <= MOST_OVERFLOW:
             raise PrivacyError(
                 f"Expected sums that 32 bits hold but for a probability of 2^-40; clip_norm / grid_step = "
-                f"{self.clip_norm / self.grid_step:g} is too fine for cap * n_sites = {self.cap * self.n_sites}. "
+                f"{self.clip_norm / self.grid_step:g} is too fine for {self.n_sites} sites of {self.cap} patients. "
                 "Take a coarser grid (`finest_grid` gives one), a smaller cap, or fewer parameters."
             )
         if self.share_variance < Fraction(1, 2):
@@ -108,17 +107,22 @@ class DistributedMechanism:
         return Fraction(math.ceil(exact * parts), parts)
 
     @property
-    def overflow_prob(self) -> float:
-        """The probability, at most, that any coordinate of the sum leaves the ring.
+    def largest_entry(self) -> int:
+        """The largest number, in size, that a site may add: all sites together then stay inside the ring."""
+        return LARGEST // self.n_sites
 
-        A patient's vector has no coordinate above the root of `squared_norm`; what is left of the ring is for noise.
-        Discrete Gaussians are sub-Gaussian with their own parameter (Canonne, Kamath, Steinke 2020, corollary 17).
+    @property
+    def overflow_prob(self) -> float:
+        """The probability, at most, that any coordinate of any site's sum is larger than that.
+
+        A patient's vector has no coordinate above the root of `squared_norm`; the rest is room for noise. Discrete
+        Gaussians are sub-Gaussian with their own parameter (Canonne, Kamath, Steinke 2020, corollary 17).
         """
-        room = LARGEST - self.n_sites * self.cap * math.isqrt(self.squared_norm)
+        room = self.largest_entry - self.cap * math.isqrt(self.squared_norm)
         if room <= 0:
             return 1.0
-        exponent = -(room**2) / (2 * self.n_sites * float(self.share_variance))
-        return min(1.0, 2 * self.n_parameters * math.exp(exponent))
+        exponent = -(room**2) / (2 * float(self.share_variance))
+        return min(1.0, 2 * self.n_sites * self.n_parameters * math.exp(exponent))
 
     def event(self, *, sampling_prob: float, steps: int, n_patients: int) -> DistributedEvent:
         """Returns so many steps as the accountant's event; `n_patients` is the public bound for every site."""
@@ -187,7 +191,7 @@ def site_sum(gradients: PatientGradients, mechanism: DistributedMechanism, sourc
 
     Raises:
         PrivacyError: more rows than the cap, another width, a gradient that is not finite, a source that is not the
-            mechanism's, or (with probability below 2^-40) a sum that the ring cannot hold.
+            mechanism's, or (with probability below 2^-40) a number beyond this site's part of the ring.
     """
     _check_source(mechanism, source)
     n_rows, width = gradients.values.shape if gradients.values.ndim == 2 else (0, -1)
@@ -196,39 +200,39 @@ def site_sum(gradients: PatientGradients, mechanism: DistributedMechanism, sourc
             f"Expected at most cap={mechanism.cap} rows of n_parameters={mechanism.n_parameters} gradients."
         )
     total = quantised_sum(clip(gradients, mechanism.clip_norm), mechanism.grid_step)
-    return SiteSum(values=_in_ring(_with_share(total, mechanism, source)), simulated=source.simulated)
+    values = total.values + discrete_gaussians(mechanism.share_variance, width, source)
+    if np.abs(values).max() > mechanism.largest_entry:
+        raise PrivacyError("This site's sum does not fit into its part of the ring; nothing was released.")
+    return SiteSum(values=values, simulated=source.simulated)
 
 
-def masked(total: SiteSum, mask: Callable[[Ring], Ring]) -> MaskedUpdate:
-    """Puts the site's masks on. `mask` is the secure sum's, and adds numbers modulo 2^32.
-
-    Raises:
-        PrivacyError: `mask` returned another width or type, or what it was given.
-    """
-    values = mask(total.values.copy())
-    if values.dtype != np.uint32 or values.shape != total.values.shape:
-        raise PrivacyError("Expected masked values of the same width, as 32-bit numbers.")
-    if np.array_equal(values, total.values):
-        raise PrivacyError("Expected a mask; the values came back as they were. Nothing was released.")
-    return MaskedUpdate(values=values, simulated=total.simulated)
+def masked(total: SiteSum, mask: Callable[[Integers], bytes]) -> MaskedUpdate:
+    """Puts the site's masks on: `mask` is the secure sum's own step, and what it returns is what is sent."""
+    return MaskedUpdate(message=mask(total.values), simulated=total.simulated)
 
 
-def decoded(total: Ring, mechanism: DistributedMechanism, *, n_summed: int) -> PrivateUpdate:
+def decoded(total: Integers, mechanism: DistributedMechanism, *, n_summed: int) -> PrivateUpdate:
     """Returns what the unmasked sum of `n_summed` sites says: whole grid steps, divided by a public constant.
 
     Raises:
-        PrivacyError: fewer sites than `n_min` or more than there are, or a vector of another width or type.
+        PrivacyError: fewer sites than `n_min` or more than there are, a vector of another width or type, or numbers
+            that so many sites cannot add up to.
     """
     if not mechanism.n_min <= n_summed <= mechanism.n_sites:
         raise PrivacyError(
             f"Expected the sum of n_min={mechanism.n_min} to {mechanism.n_sites} sites; came {n_summed}. "
             "Its noise would be less than was promised, and nothing of it may be used."
         )
-    if total.dtype != np.uint32 or total.shape != (mechanism.n_parameters,):
-        raise PrivacyError(f"Expected {mechanism.n_parameters} numbers of 32 bits; came another vector.")
-    whole = total.view(np.int32).astype(np.float64)
+    if total.dtype != np.int64 or total.shape != (mechanism.n_parameters,):
+        raise PrivacyError(
+            f"Expected {mechanism.n_parameters} whole numbers of 64 bits; came another vector."
+        )
+    if np.abs(total).max() > n_summed * mechanism.largest_entry:
+        raise PrivacyError(
+            "Expected a sum within its sites' parts of the ring; masks were not taken off rightly."
+        )
     return PrivateUpdate(
-        values=(whole * (mechanism.grid_step / mechanism.expected_patients)).astype(np.float32),
+        values=(total * (mechanism.grid_step / mechanism.expected_patients)).astype(np.float32),
         steps=1,
         simulated=mechanism.seeded_noise,
     )
@@ -275,19 +279,6 @@ def cost(
         by_sites=by_sites,
         events=tuple(events),
     )
-
-
-def _with_share(total: QuantisedSum, mechanism: DistributedMechanism, source: Source) -> NDArray[np.int64]:
-    share = discrete_gaussians(mechanism.share_variance, len(total.values), source)
-    return total.values + share
-
-
-def _in_ring(values: NDArray[np.int64]) -> Ring:
-    if len(values) and max(-int(values.min()) - 1, int(values.max())) > LARGEST:
-        raise PrivacyError(
-            "This site's sum does not fit into 32 bits; nothing was released. Take a coarser grid."
-        )
-    return values.astype(np.int32).view(np.uint32)
 
 
 def _check_source(mechanism: DistributedMechanism, source: Source) -> None:

@@ -11,7 +11,7 @@ Guarantees:
     is met with equality (one share), the rounding of floats may bring it below, by less than 1e-10 of itself.
   - A sum of discrete Gaussians is never taken for one: tau and its dimension are in every figure.
   - More steps, more colluding sites, or more sites of one patient never give a smaller figure.
-  - Draws beyond the cap and sums that do not fit into the ring are conceded: their probability is taken off delta.
+  - Draws beyond the cap and sums too large to be sent are conceded: their probability is taken off delta.
 
 The bound, at integer orders (docs/decisions/distributed.md has the reasons):
   1. `tau`, the largest log ratio of the sum's law and one discrete Gaussian's: Kairouz, Liu and Steinke 2021
@@ -49,7 +49,7 @@ class DistributedEvent:
     """Some steps with equal parameters, all of it public, in whole grid steps.
 
     `n_colluding` is how many sites the study's own figure is against. `overflow_prob` is the probability, at most,
-    that a step's sum does not fit into the ring. Everything per site (`cap`, `n_patients`) is the same at all sites.
+    that a step's sum is too large to be sent. Everything per site (`cap`, `n_patients`) is the same at all sites.
     """
 
     mechanism: Literal["poisson_discrete_gaussian_sum"] = "poisson_discrete_gaussian_sum"

@@ -60,17 +60,17 @@ class NoisySum:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SiteSum:
-    """A site's sum with its share of the noise, in the ring of 2^32. Still private: one share protects too little."""
+    """A site's sum with its share of the noise, in whole grid steps. Still private: one share protects too little."""
 
-    values: NDArray[np.uint32] = field(repr=False)
+    values: NDArray[np.int64] = field(repr=False)
     simulated: bool
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MaskedUpdate:
-    """A site's sum under its masks: uniform numbers to whoever cannot take all of them off."""
+    """A site's sum under its masks, as it is sent: uniform numbers to whoever cannot take all masks off."""
 
-    values: NDArray[np.uint32] = field(repr=False)
+    message: bytes = field(repr=False)
     simulated: bool
 
 

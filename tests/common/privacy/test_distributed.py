@@ -26,6 +26,7 @@ from sottovoce.common.privacy.distributed import (
 )
 from sottovoce.common.privacy.source import SecretSource, SimulatedNoise_NotPrivate
 from sottovoce.common.privacy.stages import PatientGradients, SiteSum
+from sottovoce.common.secagg import masks
 from tests.fakes.exact_distributed import shares as law_of_shares
 from tests.fakes.privacy import some_gradients
 
@@ -56,17 +57,18 @@ def seeded(site: int) -> SimulatedNoise_NotPrivate:
     return SimulatedNoise_NotPrivate(seed=0, site=f"site-{site}", round=0)
 
 
-def added(sums: list[SiteSum]) -> np.ndarray:
-    total = np.zeros(len(sums[0].values), dtype=np.uint32)
+def added(sums: list[SiteSum], mechanism: DistributedMechanism) -> np.ndarray:
+    """What the secure sum returns, in its own ring."""
+    width, total = mechanism.n_parameters, np.zeros(mechanism.n_parameters, dtype=np.uint32)
     for one in sums:
-        total = total + one.values  # modulo 2^32, as the secure sum adds
-    return total
+        total += masks.wrap(one.values, length=width, bound=mechanism.largest_entry)
+    return masks.unwrap(total)
 
 
 def test_honest_survivors_shares_have_the_promised_deviation_without_the_colluders() -> None:
     mechanism = a_mechanism()
     honest = [site_sum(nobody(mechanism), mechanism, SecretSource()) for _ in range(8 - 2)]
-    noise = added(honest).view(np.int32) * mechanism.grid_step
+    noise = added(honest, mechanism) * mechanism.grid_step
     # 20,000 numbers: the deviation is known to 0.5 %; a share of a tenth would be 23 % too small.
     assert noise.std() == pytest.approx(2.0, rel=0.03)
 
@@ -75,7 +77,7 @@ def test_honest_survivors_shares_have_the_promised_deviation_without_the_collude
 def test_another_number_of_shares_is_noticed(n_counted: int) -> None:
     mechanism = a_mechanism()
     wrong = [site_sum(nobody(mechanism), mechanism, SecretSource()) for _ in range(n_counted)]
-    assert added(wrong).view(np.int32).std() * mechanism.grid_step != pytest.approx(2.0, rel=0.03)
+    assert added(wrong, mechanism).std() * mechanism.grid_step != pytest.approx(2.0, rel=0.03)
 
 
 @given(
@@ -116,7 +118,7 @@ def test_what_is_decoded_is_the_integer_sum_with_its_noise() -> None:
     noise = np.sum(
         [discrete_gaussians(mechanism.share_variance, 500, seeded(site)) for site in range(9)], axis=0
     )
-    update = decoded(added(sums), mechanism, n_summed=9)
+    update = decoded(added(sums, mechanism), mechanism, n_summed=9)
     expected = (plain + noise) * (mechanism.grid_step / 40.0)
     assert (update.values == expected.astype(np.float32)).all()
     assert (plain + noise).min() < 0 < (plain + noise).max()
@@ -126,27 +128,25 @@ def test_what_is_decoded_is_the_integer_sum_with_its_noise() -> None:
 
 def test_a_patients_vector_is_inside_the_ball_that_the_event_states() -> None:
     mechanism = a_mechanism(seeded_noise=True)
-    one = (
-        site_sum(some_gradients(1, WIDTH, scale=9.0), mechanism, seeded(0))
-        .values.view(np.int32)
-        .astype(object)
-    )
-    without = site_sum(nobody(mechanism), mechanism, seeded(0)).values.view(np.int32).astype(object)
+    one = site_sum(some_gradients(1, WIDTH, scale=9.0), mechanism, seeded(0)).values.astype(object)
+    without = site_sum(nobody(mechanism), mechanism, seeded(0)).values.astype(object)
     moved = one - without
     assert 0 < int((moved**2).sum()) <= mechanism.event(sampling_prob=1.0, steps=1, n_patients=9).squared_norm
 
 
-def test_a_sum_that_the_ring_cannot_hold_is_rarer_than_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sum_too_large_for_its_part_of_the_ring_is_rarer_than_stated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(distributed, "MOST_OVERFLOW", 1.0)
     for largest in (60, 80, 100):
         monkeypatch.setattr(distributed, "LARGEST", largest)
         mechanism = a_mechanism(
             grid_step=0.25, noise_multiplier=1.5, n_sites=3, n_min=3, n_colluding=1, cap=2, n_parameters=1
         )
-        room = largest - 3 * 2 * 4  # six patients with all of their norm in one coordinate
-        law = law_of_shares(float(mechanism.share_variance), 3, 110)
-        tail = 2 * law[110 + room + 1 :].sum()
-        assert 0 < tail <= mechanism.overflow_prob < 1
+        assert mechanism.largest_entry == largest // 3
+        room = largest // 3 - 2 * 4  # two patients with all of their norm in one coordinate
+        tail = 2 * law_of_shares(float(mechanism.share_variance), 1, 110)[110 + room + 1 :].sum()
+        assert 0 < 1 - (1 - tail) ** 3 <= mechanism.overflow_prob <= 1
 
 
 def test_a_grid_that_could_overflow_is_refused_and_the_finest_that_cannot_is_found() -> None:
@@ -175,12 +175,13 @@ def test_a_site_whose_own_sum_does_not_fit_releases_nothing(monkeypatch: pytest.
         distributed.site_sum(nobody(mechanism), mechanism, SecretSource())
 
 
-def test_the_ends_of_the_ring_are_inside_and_the_next_number_is_not() -> None:
-    ends = np.array([-(2**31), -1, 0, 2**31 - 1])
-    assert distributed._in_ring(ends).view(np.int32).tolist() == ends.tolist()
-    for beyond in (2**31, -(2**31) - 1):
-        with pytest.raises(PrivacyError, match="does not fit"):
-            distributed._in_ring(np.array([0, beyond]))
+def test_all_sites_at_their_largest_do_not_wrap() -> None:
+    for n_sites in (8, 10, 11):
+        mechanism = a_mechanism(n_sites=n_sites, n_parameters=3)
+        largest = mechanism.largest_entry
+        ends = SiteSum(values=np.array([largest, -largest, 0]), simulated=False)
+        assert added([ends] * n_sites, mechanism).tolist() == [n_sites * largest, -n_sites * largest, 0]
+        assert n_sites * (largest + 1) > 2**31 - 1
 
 
 def test_nothing_is_released_from_what_the_mechanism_was_not_priced_for() -> None:
@@ -205,33 +206,32 @@ def test_the_constants_follow_from_no_data() -> None:
 def test_two_attempts_share_no_noise() -> None:
     mechanism = a_mechanism()
     one, other = (
-        site_sum(nobody(mechanism), mechanism, SecretSource()).values.view(np.int32).astype(float)
-        for _ in range(2)
+        site_sum(nobody(mechanism), mechanism, SecretSource()).values.astype(float) for _ in range(2)
     )
     assert abs(np.corrcoef(one, other)[0, 1]) < 6 / math.sqrt(WIDTH)
 
 
 def test_a_sum_of_too_few_sites_is_not_decoded() -> None:
     mechanism = a_mechanism(n_parameters=4)
-    total = np.zeros(4, dtype=np.uint32)
+    total = np.zeros(4, dtype=np.int64)
     for n_summed in (7, 11):
         with pytest.raises(PrivacyError, match="n_min"):
             decoded(total, mechanism, n_summed=n_summed)
-    others: list[Any] = [np.zeros(3, dtype=np.uint32), np.zeros(4, dtype=np.int64)]
+    others: list[Any] = [np.zeros(3, dtype=np.int64), np.zeros(4, dtype=np.uint32)]
     for wrong in others:
-        with pytest.raises(PrivacyError, match="32 bits"):
+        with pytest.raises(PrivacyError, match="64 bits"):
             decoded(wrong, mechanism, n_summed=8)
+    with pytest.raises(PrivacyError, match="masks"):
+        decoded(total + 8 * mechanism.largest_entry + 1, mechanism, n_summed=8)
+    assert decoded(total + 8 * mechanism.largest_entry, mechanism, n_summed=8).values.min() > 0
 
 
-def test_what_goes_out_is_masked() -> None:
-    total = SiteSum(values=np.arange(5, dtype=np.uint32), simulated=True)
-    mask = np.array([2**32 - 1, 7, 0, 1, 2], dtype=np.uint32)
-    sent = masked(total, lambda values: values + mask)
+def test_what_goes_out_is_what_the_masks_made_of_the_whole_sum() -> None:
+    total = SiteSum(values=np.arange(5), simulated=True)
+    sent = masked(total, lambda values: (values + 3).astype("<u4").tobytes())
     assert sent.simulated
-    assert (sent.values - mask == total.values).all()
-    for wrong in (lambda v: v, lambda v: v.astype(np.int64) + 1, lambda v: v[:3] + mask[:3]):
-        with pytest.raises(PrivacyError, match="Expected"):
-            masked(total, wrong)
+    assert np.frombuffer(sent.message, "<u4").tolist() == [3, 4, 5, 6, 7]
+    assert "3" not in repr(sent)
 
 
 def test_a_cost_says_what_fewer_and_more_honest_sites_mean() -> None:

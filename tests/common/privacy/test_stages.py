@@ -31,7 +31,7 @@ def steps(gradients: PatientGradients) -> NoisySum:
 def send_masked(update: MaskedUpdate) -> None: ...
 
 def masks(gradients: PatientGradients, mechanism: DistributedMechanism) -> None:
-    send_masked(masked(site_sum(gradients, mechanism, SecretSource()), lambda values: values + 1))
+    send_masked(masked(site_sum(gradients, mechanism, SecretSource()), lambda values: values.tobytes()))
 """
 WRONG = [
     "def w(g: PatientGradients) -> None: quantised_sum(g, 1.0)",
@@ -42,8 +42,8 @@ WRONG = [
     "def w(g: PrivateUpdate) -> None: clip(g, 1.0)",
     "def w(g: SiteSum) -> None: send_masked(g)",
     "def w(g: SiteSum) -> None: send(g)",
-    "def w(g: NoisySum) -> None: masked(g, lambda values: values + 1)",
-    "def w(g: QuantisedSum) -> None: masked(g, lambda values: values + 1)",
+    "def w(g: NoisySum) -> None: masked(g, lambda values: values.tobytes())",
+    "def w(g: QuantisedSum) -> None: masked(g, lambda values: values.tobytes())",
 ]
 
 
