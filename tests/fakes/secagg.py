@@ -10,6 +10,8 @@ from there a dishonest coordinator or peer is a few lines (`secagg_deviations.py
 
 import functools
 import hashlib
+import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from sottovoce.common import keys
 from sottovoce.common.keys import AgreementKey, SigningKey
 from sottovoce.common.secagg import participant, session, steps, wire
 from sottovoce.common.secagg.coordinator import Coordinator, SecureSum
@@ -172,9 +175,13 @@ class Attempt:
             if number in lost and PHASES.index(lost[number]) <= PHASES.index(now):
                 continue
             reply = self.answer(number, now, message)
-            self.log.append((now, self.world.site(number), "coordinator", reply))
-            self.coordinator.receive(self.world.site(number), reply)
+            self.give(number, now, reply)
         self._send(self.coordinator.advance())
+
+    def give(self, number: int, phase: str, reply: bytes) -> None:
+        """Hands the coordinator one site's answer."""
+        self.log.append((phase, self.world.site(number), "coordinator", reply))
+        self.coordinator.receive(self.world.site(number), reply)
 
     def run(self, lost: Mapping[int, str] | None = None) -> SecureSum:
         """Runs it whole, without the sites that are lost from some phase on."""
@@ -196,32 +203,51 @@ def plain_sum(values: Sequence[Any], numbers: Sequence[int]) -> list[int]:
 
 
 def survivors_of(lost: Mapping[int, str], n_sites: int, n_min: int = 3) -> tuple[int, ...] | None:
-    """Who is in the sum when these sites are silent from some phase on; None where it must be abandoned.
+    """Who is in the sum when these sites are silent from some phase on; None where it must be abandoned."""
+    left = _left(lost, n_sites, n_min)
+    return left[PHASES.index("mask")] if len(left) == len(PHASES) else None
+
+
+def patterns(n_sites: int, n_min: int = 3) -> Counter[tuple[tuple[int, str], ...]]:
+    """Every pattern of loss, 6 ** n_sites of them, by what happens in it.
+
+    Once an attempt is abandoned no message is sent, so who would have been lost later cannot matter: such patterns
+    are one, told by the losses up to there. If the attempt went on where it must not, the one would show it.
+    """
+    found: Counter[tuple[tuple[int, str], ...]] = Counter()
+    for phases in itertools.product((*PHASES, ""), repeat=n_sites):
+        lost = {number: phase for number, phase in enumerate(phases) if phase}
+        happened = PHASES[: len(_left(lost, n_sites, n_min)) + 1]
+        found[tuple((number, phase) for number, phase in lost.items() if phase in happened)] += 1
+    return found
+
+
+def _left(lost: Mapping[int, str], n_sites: int, n_min: int) -> list[tuple[int, ...]]:
+    """Who answered each phase that could be closed.
 
     Written from the rules alone: at least max(ceil(2n/3), 3, n_min) of adverts, dealings and vectors, and at
     least ceil(2n/3) of consents and reveals.
     """
     threshold = (2 * n_sites + 2) // 3
-    least = {"advert": max(threshold, 3, n_min), "consent": threshold, "reveal": threshold}
-    left = tuple(range(n_sites))
-    summed = left
+    least = {"consent": threshold, "reveal": threshold}
+    left, closed = tuple(range(n_sites)), list[tuple[int, ...]]()
     for phase in PHASES:
         left = tuple(number for number in left if lost.get(number) != phase)
-        if len(left) < least.get(phase, least["advert"]):
-            return None
-        summed = left if phase == "mask" else summed
-    return summed
+        if len(left) < least.get(phase, max(threshold, 3, n_min)):
+            break
+        closed.append(left)
+    return closed
 
 
 @contextmanager
 def remembered_signatures() -> Iterator[None]:
     """Signatures, agreements and sessions of the same bytes, worked out once: most of a small attempt's time."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(wire, "verified", functools.lru_cache(1 << 18)(wire.verified))
+    patch.setattr(wire, "verified", functools.lru_cache(1 << 18)(keys.verified))
     for cls, name in ((SigningKey, "sign"), (AgreementKey, "shared")):
         patch.setattr(cls, name, functools.lru_cache(1 << 18)(getattr(cls, name)))
     patch.setattr(steps, "AgreementKey", functools.lru_cache(1 << 10)(AgreementKey))
-    patch.setattr(participant, "agreed_session", functools.lru_cache(1 << 10)(participant.agreed_session))
+    patch.setattr(participant, "agreed_session", functools.lru_cache(1 << 10)(steps.agreed_session))
     patch.setattr(session, "decode_session", functools.lru_cache(1 << 10)(session.decode_session))
     try:
         yield

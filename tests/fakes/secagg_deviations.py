@@ -372,7 +372,7 @@ def _as_peer(attempt: Attempt, kind: Kind, body: bytes, *, key: SigningKey | Non
 
 def _copied_advert(attempt: Attempt) -> bytes:
     theirs = answered(attempt, "advert", 2)
-    attempt.coordinator.receive(attempt.world.site(2), theirs)
+    attempt.give(2, "advert", theirs)
     return _as_peer(attempt, Kind.ADVERT, body_of(theirs, Kind.ADVERT))
 
 
@@ -433,8 +433,7 @@ def _both_kinds(reveal: wire.Reveal) -> wire.Reveal:
 def _second_answer() -> Callable[[], Refusal]:
     def play() -> Refusal:
         attempt = World(5).attempt().until("mask")
-        first = answered(attempt, "mask")
-        attempt.coordinator.receive(attempt.world.site(PEER), first)
+        attempt.give(PEER, "mask", answered(attempt, "mask"))
         again = _as_peer(attempt, Kind.MASKED, bytes(4 * attempt.session.length))
         return _refused(
             attempt, "mask", again, lambda: attempt.coordinator.receive(attempt.world.site(PEER), again)

@@ -22,9 +22,10 @@ def test_the_same_bytes_again_change_nothing() -> None:
 
 def test_it_says_who_is_awaited() -> None:
     attempt = World(3).attempt().until("advert")
-    assert attempt.coordinator.awaited == ("hospital-00", "hospital-01", "hospital-02")
+    before = attempt.coordinator.awaited
     attempt.coordinator.receive("hospital-01", attempt.answer(1, "advert", attempt.messages[1]))
-    assert attempt.coordinator.awaited == ("hospital-00", "hospital-02")
+    after = attempt.coordinator.awaited
+    assert (before, after) == (("hospital-00", "hospital-01", "hospital-02"), ("hospital-00", "hospital-02"))
 
 
 def test_a_site_that_masked_and_then_broke_a_rule_stays_in_the_sum_but_is_asked_nothing_more() -> None:

@@ -18,7 +18,7 @@ from sottovoce.common.secagg.wire import Kind
 from tests.fakes.secagg import Attempt, World
 from tests.fakes.secagg_deviations import BY_COORDINATOR_KIND, body_of, told
 
-QUICK = settings(max_examples=60, deadline=None)
+QUICK = settings(max_examples=25, deadline=None)
 ROSTER = World(3).roster
 
 DECODERS: dict[str, Callable[[bytes], Any]] = {

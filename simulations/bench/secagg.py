@@ -1,0 +1,252 @@
+"""Secure sums: `python -m sottovoce.simulations.bench secagg`, from a checkout.
+
+Cost of one attempt of 10 sites and 10^6 parameters with 3 sites lost after they dealt (the dearest moment: each
+of their masks must be rebuilt and taken off); every pattern of loss of 5 and 6 sites; random attempts of up to 50
+sites of which up to a third are lost; and the second implementation on random transcripts.
+
+CPU seconds of one thread. A client's are of all five of its answers, signatures and all.
+"""
+
+import functools
+import importlib
+import math
+import os
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from sottovoce.common.errors import SecureSumError
+from sottovoce.common.secagg.journal import PHASES
+from sottovoce.simulations.bench.timing import ROOT, NotMeasured, Parts, Row, parts_run, processes, report
+
+N_REPEATS = 5
+N_SITES, LENGTH, N_LOST = 10, 1_000_000, 3
+LARGEST_PATTERN = 6
+N_RANDOM, MAX_SITES = 10_000, 50
+N_TRANSCRIPTS = 1000
+CHUNK = 50
+
+
+def measure(**sizes: int) -> dict[str, Any]:
+    """Runs all parts, or those of another size: about an hour of one core, nearly all of it `random`."""
+    parts: Parts = {
+        "cost": (N_REPEATS, _cost),
+        "patterns": (LARGEST_PATTERN, _patterns),
+        "transcripts": (N_TRANSCRIPTS, _transcripts),
+        "random": (N_RANDOM, _random),
+    }
+    return report(parts_run(parts, **sizes))
+
+
+def _fake(name: str) -> Any:
+    """A module of the checkout's tests. Raises: NotMeasured."""
+    if not (ROOT / "tests" / "fakes" / f"{name}.py").is_file():
+        raise NotMeasured("the proofs of secure sums need a checkout: tests/ is not in the wheel")
+    os.chdir(ROOT)  # `tests` is found from the checkout's root
+    sys.path[:0] = [str(ROOT)] if str(ROOT) not in sys.path else []
+    return importlib.import_module(f"tests.fakes.{name}")
+
+
+class _Meter:
+    """CPU seconds by party, and bytes by party, direction and phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.n_bytes: dict[tuple[str, str, str], int] = {}
+
+    def clocked(self, party: str, work: Callable[[], Any]) -> Any:
+        began = time.process_time()
+        done = work()
+        self.seconds[party] = self.seconds.get(party, 0.0) + time.process_time() - began
+        return done
+
+    def moved(self, site: str, direction: str, phase: str, data: bytes) -> bytes:
+        key = (site, direction, phase)
+        self.n_bytes[key] = self.n_bytes.get(key, 0) + len(data)
+        return data
+
+    def bytes_of(self, site: str, *, vector: bool, direction: str | None = None) -> int:
+        """Returns bytes of a site: those of its vector, or all others."""
+        return sum(
+            n_bytes
+            for (who, way, phase), n_bytes in self.n_bytes.items()
+            if who == site
+            and (direction is None or way == direction)
+            and ((phase, way) == ("mask", "up")) is vector
+        )
+
+
+def _attempt(values: list[Any], lost: Mapping[str, str]) -> tuple[_Meter, Any]:
+    """One attempt, every step of it on the meter; its sum stands beside."""
+    world = _fake("secagg").World(N_SITES, length=LENGTH, bound=100_000_000)
+    attempt, meter = world.attempt(values=values), _Meter()
+    numbers = {world.site(number): number for number in range(N_SITES)}
+    server = attempt.coordinator
+    messages = dict.fromkeys(numbers, meter.clocked("coordinator", server.opening))
+    for phase in PHASES:
+        for site, message in messages.items():
+            if site in lost and PHASES.index(lost[site]) <= PHASES.index(phase):
+                continue
+            meter.moved(site, "down", phase, message)
+            answer = meter.clocked(site, functools.partial(attempt.answer, numbers[site], phase, message))
+            meter.clocked("coordinator", functools.partial(server.receive, site, answer))
+            meter.moved(site, "up", phase, answer)
+        messages = meter.clocked("coordinator", server.advance)
+    return meter, meter.clocked("coordinator", server.finish)
+
+
+def _cost(n_repeats: int) -> list[Row]:
+    draw = np.random.default_rng(0)
+    values = [draw.integers(-(10**8), 10**8, LENGTH, dtype=np.int64) for _ in range(N_SITES)]
+    lost = {f"hospital-{number:02}": "mask" for number in (1, 4, 8)}
+    sites = [f"hospital-{number:02}" for number in range(N_SITES)]
+    meters, exact = [], True
+    for _ in range(n_repeats):
+        meter, found = _attempt(values, lost)
+        meters.append(meter)
+        plain = np.sum([values[at] for at, site in enumerate(sites) if site not in lost], axis=0)
+        exact &= np.array_equal(found.values, plain)
+    client = statistics.median(max(meter.seconds[site] for site in sites) for meter in meters)
+    server = statistics.median(meter.seconds["coordinator"] for meter in meters)
+    last = meters[-1]
+    upload = max(
+        last.bytes_of(site, vector=True) + last.bytes_of(site, vector=False, direction="up") for site in sites
+    )
+    setup = max(last.bytes_of(site, vector=False) for site in sites) / 1000
+    what = f"{N_SITES} sites, {LENGTH:,} parameters, {len(lost)} lost: "
+    note = "sums exact" if exact else "a sum is WRONG"
+    return [
+        Row(
+            what=f"{what}CPU of the dearest client",
+            value=client,
+            bar="0.25 s",
+            met=client <= 0.25 and exact,
+            note=note,
+        ),
+        Row(what=f"{what}CPU of the coordinator", value=server, bar="1.0 s", met=server <= 1.0),
+        Row(
+            what=f"{what}upload of a client",
+            value=upload / 1e6,
+            unit="MB",
+            ratio=upload / (4 * LENGTH),
+            against="float32",
+            bar="1.03 of float32",
+            met=upload <= 1.03 * 4 * LENGTH,
+        ),
+        Row(
+            what=f"{what}all else of a client, up and down",
+            value=setup,
+            unit="kB",
+            bar="50 kB",
+            met=setup <= 50.0,
+        ),
+    ]
+
+
+def _patterns(largest: int) -> list[Row]:
+    fakes, rows = _fake("secagg"), []
+    for n_sites in range(5, largest + 1):
+        every = fakes.patterns(n_sites)
+        with fakes.remembered_signatures():
+            wrong = sum(count for lost, count in every.items() if not _right(fakes, n_sites, dict(lost)))
+        rows.append(
+            Row(
+                what=f"of all {every.total():,} patterns of loss of {n_sites} sites: neither exact nor abandoned by rule",
+                value=float(wrong),
+                unit="",
+                bar="0",
+                met=wrong == 0 and every.total() == 6**n_sites,
+                note=f"{len(every):,} that differ before their end",
+            )
+        )
+    return rows
+
+
+def _right(fakes: Any, n_sites: int, lost: dict[int, str], **world: Any) -> bool:
+    """Whether one attempt ends in the exact sum of the right sites, or is abandoned as the rules demand."""
+    attempt = fakes.World(n_sites, **world).attempt()
+    expected = fakes.survivors_of(lost, n_sites, world.get("n_min", 3))
+    try:
+        found = attempt.run(lost)
+    except SecureSumError as error:
+        return expected is None and error.reason == "abandoned"
+    return expected is not None and (
+        found.survivors == tuple(map(attempt.world.site, expected))
+        and found.values.tolist() == fakes.plain_sum(attempt.values, expected)
+    )
+
+
+def _random(n: int) -> list[Row]:
+    pieces = [range(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
+    with processes() as pool:
+        wrong, sums, most = zip(*pool.map(_random_piece, pieces), strict=True)
+    row = Row(
+        what=f"of {n:,} random attempts of 3 to {MAX_SITES} sites, up to a third lost: as above",
+        value=float(sum(wrong)),
+        unit="",
+        bar="0",
+        met=sum(wrong) == 0,
+        note=f"{sum(sums):,} sums, up to {max(most)} sites",
+    )
+    return [row]
+
+
+def _random_piece(seeds: range) -> tuple[int, int, int]:
+    fakes = _fake("secagg")
+    wrong = sums = most = 0
+    for seed in seeds:
+        draw = random.Random(seed)
+        # Log-uniform: a large cohort costs the square of a small one.
+        n_sites = min(MAX_SITES, int(math.exp(draw.uniform(math.log(3), math.log(MAX_SITES + 1)))))
+        chosen = draw.sample(range(n_sites), draw.randint(0, n_sites // 3))
+        lost = {number: draw.choice(PHASES) for number in chosen}
+        n_min = draw.choice((3, 3, draw.randint(3, n_sites)))
+        bound = draw.randint(1, (2**31 - 1) // n_sites)
+        right = _right(
+            fakes, n_sites, lost, n_min=n_min, bound=bound, length=draw.randint(1, 100), name=f"run {seed}"
+        )
+        wrong += not right
+        sums += fakes.survivors_of(lost, n_sites, n_min) is not None
+        most = max(most, n_sites)
+    return wrong, sums, most
+
+
+def _transcripts(n: int) -> list[Row]:
+    pieces = [range(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
+    with processes() as pool:
+        differ, compared = zip(*pool.map(_transcript_piece, pieces), strict=True)
+    row = Row(
+        what=f"of {n:,} random transcripts of 3 to 7 sites: the second implementation differs",
+        value=float(sum(differ)),
+        unit="",
+        bar="0",
+        met=sum(differ) == 0,
+        note=f"{sum(compared):,} messages, byte for byte",
+    )
+    return [row]
+
+
+def _transcript_piece(seeds: range) -> tuple[int, int]:
+    vectors, check = _fake("secagg_vectors"), _fake("secagg_check")
+    differ = compared = 0
+    for seed in seeds:
+        draw = random.Random(seed)
+        n_sites = draw.randint(3, 7)
+        chosen = draw.sample(range(n_sites), draw.randint(0, n_sites // 3))
+        table = vectors.transcript(
+            n_sites,
+            {number: draw.choice(PHASES) for number in chosen},
+            name=f"run {seed}",
+            length=draw.randint(1, 40),
+            bound=draw.randint(1, (2**31 - 1) // n_sites),
+        )
+        try:
+            compared += check.check_transcript(table)
+        except check.Disagreement:
+            differ += 1
+    return differ, compared
