@@ -25,7 +25,7 @@ not. More than `n_colluding` sites meet less noise; `DistributedCost.by_colludin
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -181,6 +181,37 @@ def finest_grid(
     raise PrivacyError(
         "No grid of 2^8 to 2^26 parts of the clipping norm fits into 32 bits: take a smaller cap."
     )
+
+
+def noise_for(
+    target_epsilon: float,
+    delta: float,
+    mechanism: DistributedMechanism,
+    *,
+    sampling_prob: float,
+    steps: int,
+    n_patients: int,
+) -> float:
+    """Returns the smallest noise multiplier (to 0.1 %, rounded up) with which so many steps stay in target.
+
+    Raises:
+        PrivacyError: no noise that the mechanism's grid can carry does.
+    """
+
+    def within(noise_multiplier: float) -> bool:
+        noisier = replace(mechanism, noise_multiplier=noise_multiplier)
+        event = noisier.event(sampling_prob=sampling_prob, steps=steps, n_patients=n_patients)
+        return accountant.epsilon([event], delta) <= target_epsilon
+
+    low, high = mechanism.noise_multiplier, mechanism.noise_multiplier
+    while within(low):
+        low, high = low / 2, low
+    while not within(high):  # ends with the grid's refusal where no noise is enough
+        low, high = high, high * 2
+    while high > low * 1.001:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if within(middle) else (middle, high)
+    return math.ceil(high * 1e4) / 1e4
 
 
 def site_sum(gradients: PatientGradients, mechanism: DistributedMechanism, source: Source) -> SiteSum:

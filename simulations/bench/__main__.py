@@ -25,7 +25,9 @@ BENCHMARKS = (
     "private_step",
     "privacy",
     "ledger",
+    "distributed",
     "audit",
+    "secagg",
 )
 
 

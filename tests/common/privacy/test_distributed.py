@@ -1,7 +1,7 @@
 """Shares of noise add up to what was promised, integers add up to the integer sum, and nothing wraps unseen."""
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fractions import Fraction
 from typing import Any
 
@@ -22,6 +22,7 @@ from sottovoce.common.privacy.distributed import (
     decoded,
     finest_grid,
     masked,
+    noise_for,
     site_sum,
 )
 from sottovoce.common.privacy.source import SecretSource, SimulatedNoise_NotPrivate
@@ -245,6 +246,17 @@ def test_a_cost_says_what_fewer_and_more_honest_sites_mean() -> None:
     assert found.by_sites[2] == accountant.epsilon([event], 1e-5, n_sites=3)
     with pytest.raises(PrivacyError, match="one federation"):
         cost([event, a_mechanism(n_min=9).event(sampling_prob=1.0, steps=1, n_patients=5)], 1e-5)
+
+
+def test_the_noise_for_a_target_is_the_least_that_keeps_it() -> None:
+    asked: dict[str, Any] = {"sampling_prob": 1 / 16, "steps": 320, "n_patients": 1000}
+    mechanism = a_mechanism(cap=141)
+    noise = noise_for(3.0, 1e-5, mechanism, **asked)
+    for factor, kept in ((1.0, True), (0.998, False)):
+        event = replace(mechanism, noise_multiplier=noise * factor).event(**asked)
+        assert (accountant.epsilon([event], 1e-5) <= 3.0) is kept
+    with pytest.raises(PrivacyError, match="grid"):
+        noise_for(1e-9, 1e-5, mechanism, **asked)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ import pytest
 from sottovoce.common.errors import PrivacyError
 from sottovoce.common.privacy import distributed_accountant as accountant
 from sottovoce.common.privacy.distributed_accountant import DistributedEvent, divergence, epsilon, tau
+from sottovoce.simulations.bench import second_distributed as second
+from sottovoce.simulations.bench.distributed import random_event
 from tests.fakes import exact_distributed as exact
-from tests.fakes import second_distributed as second
 
 SHARES = [Fraction(1, 2), Fraction(3, 4), Fraction(2), Fraction(25, 4)]
 FLOAT = 1 + 1e-10  # a bound that is met with equality may be below by the rounding of floats
@@ -135,36 +136,12 @@ def test_adding_a_patient_is_never_dearer_than_removing_one_where_noise_is_symme
     assert (moments_adding <= moments_removing * (1 + 1e-9)).all()
 
 
-def random_event(rng: np.random.Generator) -> DistributedEvent:
-    cells, n_min = int(2 ** rng.integers(2, 21)), int(rng.integers(2, 12))
-    coarse = rng.random() < 0.25
-    share = (
-        Fraction(3, 4)
-        if coarse
-        else Fraction(max(512, int(1024 * (cells * rng.uniform(1, 5)) ** 2 / n_min)), 1024)
-    )
-    return an_event(
-        squared_norm=1 if coarse else cells**2 - int(rng.integers(3)),
-        variance_numerator=share.numerator,
-        variance_denominator=share.denominator,
-        n_min=n_min,
-        n_colluding=int(rng.integers(0, n_min)),
-        n_parameters=int(10 ** rng.uniform(0, 6)),
-        sampling_prob=1.0 if rng.random() < 0.2 else float(10 ** rng.uniform(-3, -0.3)),
-        steps=int(10 ** rng.uniform(0, 3)),
-        cap=None if rng.random() < 0.5 else 150,
-        n_patients=200,
-        overflow_prob=float(rng.choice([0.0, 1e-13])),
-    )
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_a_second_program_finds_the_same_figure(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     orders = (2, 3, 5, 9, 14, 22, 40)  # all of them are compared in `make bench`
     monkeypatch.setattr(accountant, "ORDERS", orders)
     monkeypatch.setattr(second, "ORDERS", list(orders))
-    rng = np.random.default_rng(seed)
-    events = [random_event(rng) for _ in range(3)]
+    events = [random_event(3 * seed + k) for k in range(3)]
     for chosen in ([events[0]], events):
         for n_sites in (1, 3):
             ours = epsilon(chosen, 1e-5, n_sites=n_sites)
