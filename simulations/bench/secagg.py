@@ -154,9 +154,10 @@ def _patterns(largest: int) -> list[Row]:
         every = fakes.patterns(n_sites)
         with fakes.remembered_signatures():
             wrong = sum(count for lost, count in every.items() if not _right(fakes, n_sites, dict(lost)))
+        n_patterns = f"{every.total():,}"
         rows.append(
             Row(
-                what=f"of all {every.total():,} patterns of loss of {n_sites} sites: neither exact nor abandoned by rule",
+                what=f"of all {n_patterns} patterns of loss of {n_sites} sites: neither exact nor duly abandoned",
                 value=float(wrong),
                 unit="",
                 bar="0",

@@ -1,6 +1,6 @@
 """Writes tests/vectors/secagg/*.json: `PYTHONPATH=src:. python -m tests.fakes.secagg_vectors`.
 
-Transcripts of whole attempts and, one file for all, what must be refused. docs/protocol.md, section 7, says what is
+Transcripts of whole attempts and, one file for all, what must be refused. docs/protocol.md, section 8, says what is
 in them.
 """
 

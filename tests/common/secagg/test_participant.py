@@ -1,13 +1,16 @@
 """A site: masks, one kind of share for each dealer, each phase once, and silence after a refusal."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 from sottovoce.common.errors import SecureSumError
 from sottovoce.common.secagg.complaint import read_complaint
 from sottovoce.common.secagg.journal import PHASES, Mark
+from sottovoce.common.secagg.steps import Advertised, Dealt, Masked
 from sottovoce.common.secagg.wire import Kind, decode_reveal
-from tests.fakes.secagg import Attempt, MemoryJournal, World
+from tests.fakes.secagg import Attempt, MemoryJournal, World, coins_of
 from tests.fakes.secagg_deviations import body_of
 
 
@@ -108,20 +111,34 @@ def test_a_vector_of_another_type_shape_or_size_never_leaves(values: object, exp
     assert (complaint.reason, complaint.accused, complaint.evidence) == ("input", "", "")
 
 
-def test_no_repr_shows_a_secret() -> None:
+def test_no_repr_and_no_error_shows_a_secret() -> None:
     attempt: Attempt = World(3).attempt()
-    site = attempt.participants[0]
-    shown = []
+    site, texts = attempt.participants[0], []
+    secrets = [coins_of("coins of 0 in attempt 1")(96)[start : start + 32] for start in (0, 32, 64)]
     for phase in PHASES:
-        shown.append(repr(site._state) + repr(site))
-        attempt.until(phase) if phase == "advert" else None
-        attempt.phase(phase, {})
-    # Coins of site 0 are all its secrets; none of them, nor any share or key made of them, is 32 bytes of a repr.
-    for text in shown:
-        assert "seed=" not in text
-        assert "secret=" not in text
-        assert "shares=" not in text
-        assert "pair_masks" not in text
+        attempt.until(phase)
+        secrets += _secrets(site._state)
+        texts.append(repr(site._state) + repr(site))
+    with pytest.raises(SecureSumError) as refused:
+        attempt.answer(0, "reveal", b"")
+    texts += [repr(refused.value), refused.value.complaint.decode()]
+    assert len(secrets) > 15
+    for text, secret in itertools.product(texts, secrets):
+        assert repr(secret)[2:20] not in text
+        assert secret.hex()[:16] not in text
+
+
+def _secrets(state: object) -> list[bytes]:
+    """Every key, seed and share that a state holds."""
+    match state:
+        case Advertised():
+            return [state.mask_secret, state.seed]
+        case Dealt():
+            return [state.self_mask, *state.pair_masks.values(), *state.sealed_for_me.values()]
+        case Masked():
+            return [piece for shares in state.shares.values() for piece in (shares.mask, shares.own)]
+        case _:
+            return []
 
 
 def test_an_opening_without_the_site_and_one_of_no_form_leave_no_session() -> None:

@@ -1,9 +1,11 @@
 """Sharing, masks, sessions, journals, complaints: each part's claims."""
 
+import ast
 import itertools
 import os
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,6 +97,43 @@ def test_keys_differ_by_session_view_pair_direction_and_use() -> None:
     ]
     assert len(set(keys)) == len(keys)
     assert derive.pair_mask_key(one, view, secret, 1, 0) == keys[4]
+
+
+def test_a_commitment_is_to_one_secret_site_and_session() -> None:
+    world, share = World(3), bytes(33)
+    one, other = world.session(1), world.session(2)
+    made = [
+        derive.seed_commitment(one, 0, bytes(32)),
+        derive.seed_commitment(one, 1, bytes(32)),
+        derive.seed_commitment(one, 0, b"s" * 32),
+        derive.seed_commitment(other, 0, bytes(32)),
+        derive.share_commitment(one, "self-share", bytes(32), 0, 1, share),
+        derive.share_commitment(one, "mask-share", bytes(32), 0, 1, share),
+        derive.share_commitment(one, "mask-share", bytes(32), 1, 0, share),
+        derive.share_commitment(one, "mask-share", b"v" * 32, 0, 1, share),
+        derive.share_commitment(one, "mask-share", bytes(32), 0, 1, b"s" * 33),
+    ]
+    assert len(set(made)) == len(made)
+
+
+def test_no_socket_clock_or_disk_is_within_reach() -> None:
+    may = {
+        "collections", "dataclasses", "enum", "functools", "hashlib", "hmac", "itertools", "json", "os", "struct",
+        "typing", "numpy", "sottovoce.common.config", "sottovoce.common.errors", "sottovoce.common.keys",
+        "sottovoce.common.secagg",
+    }  # fmt: skip
+    modules = sorted(Path(masks.__file__).parent.glob("*.py"))
+    assert len(modules) > 8
+    for path in modules:
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                assert any(name == known or name.startswith(f"{known}.") for known in may), (path.name, name)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
+                assert node.attr == "urandom", path.name
+            assert not (isinstance(node, ast.Name) and node.id == "open"), path.name
 
 
 @pytest.mark.parametrize(
