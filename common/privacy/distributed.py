@@ -221,8 +221,8 @@ def site_sum(gradients: PatientGradients, mechanism: DistributedMechanism, sourc
     what the survivors differ in, without noise.
 
     Raises:
-        PrivacyError: more rows than the cap, another width, a gradient that is not finite, a source that is not the
-            mechanism's, or (with probability below 2^-40) a number beyond this site's part of the ring.
+        PrivacyError: more rows than the cap, another width, a source that is not the mechanism's, or (with probability
+            below 2^-40) a number beyond this site's part of the ring.
     """
     _check_source(mechanism, source)
     n_rows, width = gradients.values.shape if gradients.values.ndim == 2 else (0, -1)
@@ -274,10 +274,12 @@ class DistributedCost:
     """What a study costs each patient. `by_colluding[t]` is against t sites; the last is against all others.
 
     `by_sites[k - 1]` is for a patient who is in k sites, against the study's own number of colluding ones.
+    `replace_one` is the other adjacency: a patient replaced by another.
     """
 
     epsilon: float
     delta: float
+    replace_one: float
     by_colluding: tuple[float, ...]
     by_sites: tuple[float, ...]
     events: tuple[DistributedEvent, ...]
@@ -306,6 +308,7 @@ def cost(
     return DistributedCost(
         epsilon=by_sites[0],
         delta=delta,
+        replace_one=accountant.replace_one(events, delta),
         by_colluding=tuple(accountant.epsilon(events, delta, n_colluding=t) for t in range(n_min)),
         by_sites=by_sites,
         events=tuple(events),

@@ -33,7 +33,7 @@ The bound, at integer orders (docs/decisions/distributed.md has the reasons):
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
@@ -128,7 +128,23 @@ def epsilon(
     left = delta - conceded_delta(charged, n_sites=n_sites)
     if left <= 0:
         return math.inf
-    return max(0.0, min(_at_order(charged, left, order, n_colluding, n_sites) for order in ORDERS))
+
+    def spent(order: int) -> float:
+        return math.fsum(
+            event.steps * divergence(event, order, n_colluding=n_colluding, n_sites=n_sites)
+            for event in charged
+        )
+
+    return _smallest(spent, left)
+
+
+def replace_one(events: Sequence[DistributedEvent], delta: float) -> float:
+    """Returns the epsilon at `delta` if a patient is replaced by another instead of removed, in one site.
+
+    The smaller of removing and then adding ((e, d) twice is (2 e, d + exp(e) d)), and of joint convexity: with the
+    sampling probability both are drawn, and the sum moves by two clipping norms. No tighter bound is known to us.
+    """
+    return min(_removed_and_added(events, delta), _moved_by_two(events, delta))
 
 
 def divergence(
@@ -166,13 +182,45 @@ def conceded_delta(events: Sequence[DistributedEvent], *, n_sites: int = 1) -> f
     return math.fsum(event.steps * (n_sites * _truncation(event) + event.overflow_prob) for event in events)
 
 
-def _at_order(
-    events: Sequence[DistributedEvent], delta: float, order: int, n_colluding: int | None, n_sites: int
-) -> float:
-    spent = math.fsum(
-        event.steps * divergence(event, order, n_colluding=n_colluding, n_sites=n_sites) for event in events
+def _smallest(spent: Callable[[int], float], delta: float) -> float:
+    """Turns a divergence at every order into epsilon: Canonne, Kamath and Steinke 2020, proposition 12."""
+    return max(
+        0.0,
+        min(
+            spent(order) + math.log1p(-1 / order) - math.log(delta * order) / (order - 1) for order in ORDERS
+        ),
     )
-    return spent + math.log1p(-1 / order) - math.log(delta * order) / (order - 1)
+
+
+def _removed_and_added(events: Sequence[DistributedEvent], delta: float) -> float:
+    one = 0.0
+    for _ in range(200):
+        share = delta / (1 + math.exp(min(one, 700.0)))
+        needed = epsilon(events, share) if share > 0 else math.inf
+        if needed <= one or math.isinf(needed):
+            return 2 * needed
+        one = needed + 1e-4
+    return math.inf
+
+
+def _moved_by_two(events: Sequence[DistributedEvent], delta: float) -> float:
+    charged = [event for event in events if event.steps]
+    left = delta - conceded_delta(charged, n_sites=2)  # either patient's draw may have been truncated
+    if left <= 0 or not charged:
+        return math.inf if charged else 0.0
+
+    def spent(order: int) -> float:
+        return math.fsum(event.steps * _replaced(replace(event, steps=0), order) for event in charged)
+
+    return _smallest(spent, left)
+
+
+def _replaced(event: DistributedEvent, order: int) -> float:
+    q = event.sampling_prob
+    fewer = 1 if tau(_share(event), event.n_honest()) > 0 else event.n_honest()
+    whole = min(_whole(event, _share(event), n, order, 2) for n in range(fewer, event.n_honest() + 1))
+    outside = math.log1p(-q) if q < 1 else -math.inf
+    return _log_sum([outside, math.log(q) + (order - 1) * whole]) / (order - 1)
 
 
 def _truncation(event: DistributedEvent) -> float:

@@ -11,7 +11,13 @@ import pytest
 
 from sottovoce.common.errors import PrivacyError
 from sottovoce.common.privacy import distributed_accountant as accountant
-from sottovoce.common.privacy.distributed_accountant import DistributedEvent, divergence, epsilon, tau
+from sottovoce.common.privacy.distributed_accountant import (
+    DistributedEvent,
+    divergence,
+    epsilon,
+    replace_one,
+    tau,
+)
 from sottovoce.simulations.bench import second_distributed as second
 from sottovoce.simulations.bench.distributed import random_event
 from tests.fakes import exact_distributed as exact
@@ -89,6 +95,30 @@ def test_an_epsilon_is_never_below_the_exact_one(n_steps: int, q: float) -> None
         steps = [DistributedEvent(**(asdict(event) | {"steps": n_steps}))]
         for delta in (1e-3, 1e-6):
             assert epsilon(steps, delta) >= exact.epsilon(views, delta, n_steps)
+
+
+@pytest.mark.parametrize("n_steps", [1, 3])
+@pytest.mark.parametrize("q", [0.1, 1.0])
+def test_replacing_a_patient_is_never_below_the_exact_figure(n_steps: int, q: float) -> None:
+    for share, n_shares in ((Fraction(1, 2), 2), (Fraction(3, 2), 3)):
+        _, one = exact.views(float(share), n_shares, [[1]], q, 14)
+        _, other = exact.views(float(share), n_shares, [[-1]], q, 14)
+        event = small(share, n_shares, [1], q)
+        steps = [DistributedEvent(**(asdict(event) | {"steps": n_steps}))]
+        for delta in (1e-3, 1e-6):
+            assert replace_one(steps, delta) >= exact.epsilon((one, other), delta, n_steps)
+            assert replace_one(steps, delta) >= epsilon(steps, delta)
+
+
+def test_replacing_takes_the_better_of_two_bounds() -> None:
+    assert replace_one([an_event(steps=0)], 1e-5) == 0.0
+    assert replace_one([an_event(overflow_prob=1e-6)], 1e-5) == math.inf
+    # Without sampling, two norms are the whole story: the figure of half the noise.
+    unsampled = an_event(sampling_prob=1.0, steps=20)
+    halved = an_event(sampling_prob=1.0, steps=20, variance_numerator=2**17)
+    assert replace_one([unsampled], 1e-5) == pytest.approx(epsilon([halved], 1e-5), rel=1e-9)
+    # With it, removing and adding is better: less than three figures, and more than two.
+    assert 2 * epsilon([an_event()], 1e-5) < replace_one([an_event()], 1e-5) < 3 * epsilon([an_event()], 1e-5)
 
 
 def test_a_sum_of_discrete_gaussians_is_not_taken_for_one() -> None:
