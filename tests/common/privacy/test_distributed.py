@@ -30,6 +30,7 @@ from sottovoce.common.privacy.stages import PatientGradients, SiteSum
 from sottovoce.common.secagg import masks
 from tests.fakes.exact_distributed import shares as law_of_shares
 from tests.fakes.privacy import some_gradients
+from tests.fakes.secagg import World
 
 WIDTH = 20_000
 
@@ -125,6 +126,20 @@ def test_what_is_decoded_is_the_integer_sum_with_its_noise() -> None:
     assert (plain + noise).min() < 0 < (plain + noise).max()
     assert update.simulated
     assert update.steps == 1
+
+
+def test_the_secure_sum_of_survivors_is_decoded_to_their_integer_sum() -> None:
+    mechanism = a_mechanism(seeded_noise=True, n_parameters=40, n_sites=5, n_min=4, n_colluding=1)
+    sums = [site_sum(some_gradients(3, 40, seed=site), mechanism, seeded(site)) for site in range(5)]
+    world = World(n_sites=5, n_min=mechanism.n_min, length=40, bound=mechanism.largest_entry)
+    attempt = world.attempt(values=[one.values for one in sums])
+    attempt.until("mask")
+    sent = masked(sums[0], lambda values: attempt.participants[0].mask(attempt.messages[0], values))
+    assert sums[0].values.astype("<i4").tobytes() not in sent.message
+    found = world.attempt(2, values=[one.values for one in sums]).run({3: "mask"})
+    survivors = np.sum([one.values for site, one in enumerate(sums) if site != 3], axis=0)
+    update = decoded(found.values, mechanism, n_summed=len(found.survivors))
+    assert (update.values == (survivors * (mechanism.grid_step / 40.0)).astype(np.float32)).all()
 
 
 def test_a_patients_vector_is_inside_the_ball_that_the_event_states() -> None:
