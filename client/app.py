@@ -15,9 +15,12 @@ Guarantees:
   - What is cached in a process (opened sites without their pages, one model) is bounded.
 """
 
+import functools
+import hashlib
 import json
+import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,14 +32,22 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from sottovoce.client.evaluate import confusion
-from sottovoce.client.releases import Called, release_confusion, release_openly, release_update
-from sottovoce.client.site_ledger import Released
+from sottovoce.client.releases import (
+    NOTHING_RELEASED,
+    Called,
+    Refusal,
+    release_confusion,
+    release_openly,
+    release_update,
+)
+from sottovoce.client.site_ledger import COUNTS, UPDATE, Released
 from sottovoce.client.train import TrainResult
 from sottovoce.client.train import train as train_locally
+from sottovoce.client.train_private import check_units
 from sottovoce.common import models
 from sottovoce.common import study as studies
 from sottovoce.common.dataset import SiteData
-from sottovoce.common.errors import PrivacyError, RunError
+from sottovoce.common.errors import RunError, SottovoceError
 from sottovoce.common.flower import array_record, read_weights
 from sottovoce.common.folds import fold_of, leaking_random_fold, n_folds
 from sottovoce.common.privacy_specs import LocalPrivacy, NoPrivacy
@@ -46,54 +57,89 @@ from sottovoce.common.weights import Array, Layout, ModelWeights, digest
 CACHE_SITES = 128  # each holds a file descriptor, of which a process has about a thousand
 
 Metrics = Mapping[str, int | float | list[int]]
+_log = logging.getLogger(__name__)
 
 app = ClientApp()
 
 
+Handler = Callable[[Message, Context], Message]
+
+
+def _guarded(handler: Handler) -> Handler:
+    """At a site with a ledger nothing of an error leaves but a fixed text: errors name files, ids and counts."""
+
+    @functools.wraps(handler)
+    def guarded(message: Message, context: Context) -> Message:
+        try:
+            return handler(message, context)
+        except Refusal:
+            raise
+        except Exception as error:
+            if not _keeps_ledger(context):
+                raise
+            _log.error("nothing released: %s", error, exc_info=not isinstance(error, SottovoceError))
+            raise Refusal(NOTHING_RELEASED) from None
+
+    return guarded
+
+
 @app.train()
+@_guarded
 def train(message: Message, context: Context) -> Message:
     """Trains the weights of the message on the speakers who are not withheld."""
     visit = _visit(message, context)
     allowed = visit.data.trains & ~visit.withheld
     data = visit.data if allowed.all() else visit.data.select(allowed)
-    sent = read_weights(_arrays(message))
-    visit.weights.write(sent)
+    sent = _sent(message, visit)
     if visit.private:
         return _private_training(message, context, visit, data, sent)
-    if (
-        "ledger-folder" in context.node_config
-    ):  # also without privacy nothing leaves that the ledger does not know
+    if _keeps_ledger(context):  # also without privacy nothing leaves that the ledger does not know
         payload = release_openly(
             _ledger_folder(context, data.site),
             visit.study,
             data,
             _called(visit, sent),
-            lambda: _packed(*_trained(visit, data)),
+            UPDATE,
+            lambda kept: _packed(*_trained(visit, kept)),
         )
         return _open_reply(message, *_unpacked(payload, sent))
     return _open_reply(message, *_trained(visit, data))
 
 
 @app.evaluate()
+@_guarded
 def evaluate(message: Message, context: Context) -> Message:
     """Counts (truth, predicted) over the speakers who are withheld, as one flat list; noised in a private mode."""
     visit = _visit(message, context)
-    sent = read_weights(_arrays(message))
-    visit.weights.write(sent)
+    sent = _sent(message, visit)
     data = visit.data.select(visit.withheld).originals()
+    n_classes = len(visit.study.labels.classes)
     if visit.private:
+        check_units(visit.data, visit.study)
         called, folder = _called(visit, sent), _ledger_folder(context, data.site)
         released = release_confusion(folder, visit.study, visit.model, data, called, device=visit.device)
         visit.data.release()
         counts = np.frombuffer(released.data, "<i8")
         return _private_reply(message, {}, {"confusion": counts.tolist()}, released)
-    counts = confusion(visit.model, data, len(visit.study.labels.classes), visit.device)
+    if _keeps_ledger(context):
+        payload = release_openly(
+            _ledger_folder(context, data.site),
+            visit.study,
+            data,
+            _called(visit, sent),
+            COUNTS,
+            lambda kept: confusion(visit.model, kept, n_classes, visit.device).astype("<i8").tobytes(),
+        )
+        counts = np.frombuffer(payload, "<i8").astype(np.int64)
+    else:
+        counts = confusion(visit.model, data, n_classes, visit.device)
     visit.data.release()
     metrics = MetricRecord({"confusion": counts.reshape(-1).tolist()})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
 
 @app.query()
+@_guarded
 def query(message: Message, context: Context) -> Message:
     """Says the name of the site."""
     name = ConfigRecord({"site": _opened(_site_folder(context)).site})
@@ -124,6 +170,7 @@ def _open_reply(message: Message, metrics: Metrics, weights: Mapping[str, Array]
 def _private_training(
     message: Message, context: Context, visit: "_Visit", data: SiteData, sent: Mapping[str, Array]
 ) -> Message:
+    check_units(visit.data, visit.study)  # of the whole site: features were standardised over all of it
     released = release_update(
         _ledger_folder(context, data.site),
         visit.study,
@@ -151,8 +198,21 @@ def _private_reply(
     return Message(content, reply_to=message)
 
 
+def _sent(message: Message, visit: "_Visit") -> dict[str, Array]:
+    """Writes the weights of a message into the model; returns them in the model's own order."""
+    came = read_weights(_arrays(message))
+    names = visit.weights.names
+    if came.keys() != set(names):
+        raise RunError(f"Expected the model's {len(names)} tensors; the message has others.")
+    sent = {name: came[name] for name in names}
+    visit.weights.write(sent)
+    return sent
+
+
 def _called(visit: "_Visit", sent: Mapping[str, Array]) -> Called:
-    return Called(seed=visit.seed, fold=visit.fold, round=visit.round, model=digest(sent))
+    rest = f"{visit.rounds} {visit.proximal_mu!r} {visit.leaks}"
+    how = f"-{hashlib.sha256(rest.encode()).hexdigest()[:8]}"
+    return Called(seed=visit.seed, fold=visit.fold, round=visit.round, model=digest(sent), how=how)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +225,7 @@ class _Visit:
     model: nn.Module
     weights: ModelWeights
     private: bool
+    leaks: bool
     seed: int
     fold: int
     round: int
@@ -183,9 +244,10 @@ def _visit(message: Message, context: Context) -> _Visit:
     private = not isinstance(study.privacy, NoPrivacy) and not _is_twin(context)
     leaks = bool(config.get("leaking-split", False))
     if leaks and private:
-        raise PrivacyError("Expected no split by recording in a private mode; the message asks for one.")
+        raise Refusal("Expected no split by recording in a private mode; the message asks for one.")
     return _Visit(
         private=private,
+        leaks=leaks,
         fold=fold,
         study=study,
         data=data,
@@ -250,7 +312,9 @@ def _arrays(message: Message) -> ArrayRecord:
 
 
 def _setting(context: Context, name: str) -> str:
-    value = context.node_config.get(name, context.run_config.get(name))
+    # A run's configuration is the coordinator's. A hospital's node, with its own ledger, takes nothing from it.
+    shared = {} if "ledger-folder" in context.node_config else context.run_config
+    value = context.node_config.get(name, shared.get(name))
     if not isinstance(value, str):
         raise RunError(f"Expected {name!r} in the node's or the run's configuration; came nothing.")
     return value
@@ -273,6 +337,10 @@ def _is_twin(context: Context) -> bool:
     if "ledger-folder" in context.node_config:
         raise RunError("Expected 'without-privacy' or 'ledger-folder' in a node's configuration; came both.")
     return True
+
+
+def _keeps_ledger(context: Context) -> bool:
+    return "ledger-folder" in context.node_config or "ledgers-folder" in context.run_config
 
 
 def _ledger_folder(context: Context, site: str) -> Path:

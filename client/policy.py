@@ -131,7 +131,7 @@ studies = []
 purposes = ["medical"]
 modes = ["local"]                # every number is private before it leaves this site
 
-max_epsilon_per_study = 8.0
+max_epsilon_per_study = 8.0      # of one approval; the cap of a domain holds for all of them together
 max_sites_per_patient = 1        # a patient in k sites gives away k times
 allow_non_private = false        # true: mode "none" and seeded noise may run here. For public corpora only.
 

@@ -35,19 +35,34 @@ from sottovoce.common.study import Study
 
 _log = logging.getLogger(__name__)
 
+# All that a site with a ledger ever says of why. Denials count withdrawals, errors name files and patients.
+NOTHING_RELEASED = "This site released nothing in this round. Its own log and ledger say why."
+LEDGER_SAYS_NO = "This site's ledger says no. Its own log says why."
+
+
+class Refusal(PrivacyError):
+    """One of the fixed texts above: what may be told to a coordinator."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Called:
-    """What the coordinator asked, and with which weights: `model` is their digest."""
+    """What the coordinator asked. `model` is the digest of the weights, `how` of the rest of the instruction."""
 
     seed: int
     fold: int
     round: int
     model: str
+    how: str = ""
 
     def ask(self, what: str, steps: int = 1) -> Ask:
         """Returns the ask for so many steps of one charge."""
-        return Ask(what=what, run=f"{self.seed}-{self.fold}", steps=steps, round=self.round, model=self.model)
+        return Ask(
+            what=what,
+            run=f"{self.seed}-{self.fold}{self.how}",
+            steps=steps,
+            round=self.round,
+            model=self.model,
+        )
 
 
 def release_update(
@@ -63,7 +78,7 @@ def release_update(
     """Trains `model` privately on `data` and returns the new weights, flat, as little-endian float32.
 
     Raises:
-        PrivacyError: the site's ledger says no, or nothing could be released.
+        Refusal: the site's ledger says no, or nothing could be released.
     """
     spec = _local(study)
 
@@ -91,14 +106,15 @@ def release_confusion(
     """Counts (truth, predicted) over the withheld patients in `data`, noised; flat little-endian int64.
 
     Raises:
-        PrivacyError: the study pays for no counts, the ledger says no, or nothing could be released.
+        Refusal: the study pays for no counts, the ledger says no, or nothing could be released.
     """
     spec, n_classes = _local(study), len(study.labels.classes)
 
     def make(withdrawn: frozenset[str]) -> bytes:
         check_units(data, study)
-        kept = data.select(np.array([patient not in withdrawn for patient in data.patients], np.bool_))
-        rows = contributions(model, kept, n_classes, n_most=spec.counts_utterances, device=device)
+        rows = contributions(
+            model, _without(data, withdrawn), n_classes, n_most=spec.counts_utterances, device=device
+        )
         counts = release_counts(PatientGradients(values=rows), spec, _source(spec, data.site, called, COUNTS))
         return counts.astype("<i8").tobytes()
 
@@ -107,14 +123,16 @@ def release_confusion(
 
 
 def release_openly(
-    folder: Path, study: Study, data: SiteData, called: Called, make: Callable[[], bytes]
+    folder: Path, study: Study, data: SiteData, called: Called, what: str, make: Callable[[SiteData], bytes]
 ) -> bytes:
     """Mode `none` at a site that keeps a ledger: its policy must allow it, and the ledger says that it happened.
 
+    `make` is given the data without those who withdrew.
+
     Raises:
-        PrivacyError: the policy or its approver does not allow it; nothing was trained.
+        Refusal: the policy or its approver does not allow it; nothing was trained.
     """
-    return _released(folder, study, called.ask(UPDATE), data, lambda _: make()).data
+    return _released(folder, study, called.ask(what), data, lambda gone: make(_without(data, gone))).data
 
 
 def contributions(
@@ -132,31 +150,26 @@ def contributions(
     return rows
 
 
+def _without(data: SiteData, withdrawn: frozenset[str]) -> SiteData:
+    return data.select(np.array([patient not in withdrawn for patient in data.patients], np.bool_))
+
+
 def _released(
     folder: Path, study: Study, ask: Ask, data: SiteData, make: Callable[[frozenset[str]], bytes]
 ) -> Released:
     manifest = json.dumps([data.keys, data.patients], sort_keys=True).encode()
-    with SiteLedger.open(folder) as site:
-        grant = site.grant(study)
-        try:
+    try:
+        with SiteLedger.open(folder) as site:
             released = site.release(study, ask, manifest=manifest, make=make)
-        except Exception as error:
-            # Why is private: a gradient that is not finite, or a patient too many, says something of a patient.
-            ours = isinstance(error, SottovoceError)  # else it is a defect, and its traceback is wanted
-            _log.error(
-                "grant %d, round %d, %s: nothing released: %s",
-                grant,
-                ask.round,
-                ask.what,
-                error,
-                exc_info=not ours,
-            )
-            raise PrivacyError(
-                "This site released nothing in this round. Its own log and ledger say why."
-            ) from None
+    except Exception as error:
+        # Why is private: a patient too many, or a list that was lost, says something of a patient.
+        ours = isinstance(error, SottovoceError)  # else it is a defect, and its traceback is wanted
+        _log.error("round %d, %s: nothing released: %s", ask.round, ask.what, error, exc_info=not ours)
+        raise Refusal(NOTHING_RELEASED) from None
     if isinstance(released, Released):
         return released
-    raise PrivacyError(f"This site's ledger says no: {released.reason}")
+    _log.error("round %d, %s: the ledger says no: %s", ask.round, ask.what, released.reason)
+    raise Refusal(LEDGER_SAYS_NO)
 
 
 def _local(study: Study) -> LocalPrivacy:

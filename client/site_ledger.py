@@ -12,8 +12,8 @@ Guarantees:
   - `make` runs after its reservation is durable, and what it returns is handed on after its commit is.
   - Asked again for the same release (study, run, round, model) the same bytes come back and nothing is spent; after a
     crash or a failure a new one is made and charged, if the study's spare rounds still pay for it.
-  - A patient who withdrew is in `withdrawn` before the ledger says that somebody did, and so before any later
-    reservation. Who it was stands in `withdrawn.jsonl` alone, which never leaves the site.
+  - A patient who withdrew is out of every later release, of whatever domain, and is on the list before the ledger says
+    that somebody did. Who it was stands in `withdrawn.jsonl` alone, which never leaves the site.
 """
 
 import json
@@ -66,6 +66,8 @@ class SiteLedger:
         self._folder, self.ledger = folder, ledger
         self._outbox = Outbox(folder / OUTBOX)
         self.budget = Budget(ledger, PldAccountant())  # burns what a crash left open
+        releases = self.budget.state.releases
+        self._outbox.forget_all_but(key for key, one in releases.items() if one.released is not None)
 
     @staticmethod
     def create(folder: Path, *, site: str) -> str:
@@ -135,8 +137,12 @@ class SiteLedger:
         return len(gone)
 
     def withdrawn(self, domain: str) -> frozenset[str]:
-        """Returns the patients of a domain who withdrew. Private: for the sampler."""
+        """Returns the patients of a domain who withdrew. Private."""
         return frozenset(row["patient"] for row in self._withdrawn_rows() if row["domain"] == domain)
+
+    def gone(self) -> frozenset[str]:
+        """Returns everybody who withdrew, from whichever domain: for the sampler. Private."""
+        return frozenset(row["patient"] for row in self._withdrawn_rows())
 
     def grant(self, study: Study) -> int:
         """Returns the open grant of a study, the newest if there are several.
@@ -190,7 +196,7 @@ class SiteLedger:
         if isinstance(reserved, Denied):
             return reserved
         try:
-            data = make(self.withdrawn(domain))
+            data = make(self.gone())
             self._outbox.keep(key, data)
         except BaseException as error:
             self.budget.burn(key, f"training ended early: {type(error).__name__}")

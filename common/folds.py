@@ -99,6 +99,6 @@ def _named_fold(name: str, speaker: str) -> int:
             if int(number[1]) in members:
                 return index
     raise CorpusError(
-        f"evaluation.folds: expected the speakers 01 to 24 of {name!r}; came {speaker[:40]!r}. "
-        "Use folds of kind 'by_speaker' for other corpora."
+        f"evaluation.folds: expected the speakers 01 to 24 of {name!r}; this corpus has another. "
+        "Use folds of kind 'by_speaker' or 'by_patient_hash' for other corpora."
     )

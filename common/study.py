@@ -481,6 +481,11 @@ def _cross_influence_problems(study: Study, spec: LocalPrivacy) -> list[str]:
             "evaluation.folds: expected kind 'by_patient_hash' or 'named' in a private mode; with 'by_speaker' one "
             "patient more moves others to other folds."
         )
+    if isinstance(study.federation.partition, DirichletLabels):
+        found.append(
+            "federation.partition: expected 'speaker_blocks' or 'corpus_sites' in a private mode; with "
+            "'dirichlet_labels' one patient more decides which recordings of others are kept."
+        )
     if study.evaluation.random_split_that_leaks:
         found.append("evaluation.random_split_that_leaks: expected false in a private mode.")
     if study.training.augmentation != Augmentation():

@@ -93,6 +93,11 @@ class ModelWeights:
         self._views = {name: t.numpy() for name, t in self._tensors.items() if t.is_cpu}
         self._layout = Layout.of({name: t.cpu().numpy() for name, t in self._tensors.items()})
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Returns the model's tensors, in its own order."""
+        return self._layout.names
+
     def write(self, weights: Weights) -> None:
         """Writes weights into the model.
 

@@ -469,8 +469,8 @@ MUTANTS: tuple[Mutant, ...] = (
         trap="P17",
         what="The coordinator is told why a site released nothing",
         path="client/releases.py",
-        old='                "This site released nothing in this round. Its own log and ledger say why."\n',
-        new='                f"This site released nothing in this round: {error}"\n',
+        old="        raise Refusal(NOTHING_RELEASED) from None\n    if isinstance(",
+        new="        raise Refusal(str(error)) from None\n    if isinstance(",
         test=f"{CLIENT}/test_releases.py::test_a_failure_is_burned_and_its_reason_stays_at_the_site",
     ),
     Mutant(

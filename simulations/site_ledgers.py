@@ -86,7 +86,7 @@ def _policy(study: Study, site: str, key: str) -> str:
         person=PERSON,
         digest=study.digest(),
         purpose=study.purpose,
-        cap=math.ceil(epsilon * 100) / 100,
+        cap=max(1, math.ceil(epsilon * 100)) / 100,
         n_sites=spec.max_sites_per_patient,
         seeded=str(spec.seeded_noise).lower(),
         domain=DOMAIN,

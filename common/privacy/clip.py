@@ -4,7 +4,8 @@ Guarantees:
   - `clip`: the norm of every row is at most the bound, for every finite input, in exact arithmetic.
   - `clip`: direction is unchanged, and a row inside the ball (by 1e-9) is returned as it is.
   - `quantised_sum`: every row's integer vector v has |v|^2 <= floor((bound / grid)^2), checked exactly.
-  - A non-finite input is refused, never passed on and never zeroed silently.
+  - A row with a number that is not finite counts as zeros, whole: what becomes of a patient depends on that patient
+    alone. (A refusal would tell whoever chose the weights that such a patient is there, for nothing.)
 
 Why the integer check is exact although it runs in float64 (fast, and BLAS may add in any order): bound / grid is
 at most 2^26, so a row inside the ball has |v|^2 <= 2^52. Squares and partial sums of such a row are integers
@@ -17,7 +18,7 @@ rows.
 | zero                             | as it is              | zeros                                           |
 | inside the ball                  | as it is              | each coordinate rounded towards zero            |
 | on the sphere or outside         | scaled to 1 - 1e-9    | the same; again with 1 - 1e-9 if the check fails |
-| NaN, infinity                    | PrivacyError          | -                                               |
+| NaN, infinity                    | zeros                 | zeros                                           |
 | no row at all                    | no row                | zeros                                           |
 
 >>> clipped = clip(PatientGradients(values=np.array([[3.0, 4.0]], dtype=np.float32)), 1.0)
@@ -45,7 +46,7 @@ def clip(gradients: PatientGradients, bound: float) -> ClippedPatientGradients:
     """Scales each patient's gradient so that its L2 norm is at most `bound`.
 
     Raises:
-        PrivacyError: a gradient is not finite, or not a float32 matrix.
+        PrivacyError: not a float32 matrix, or a bound out of range.
     """
     values = gradients.values
     if values.ndim != 2 or values.dtype != np.float32:
@@ -53,11 +54,10 @@ def clip(gradients: PatientGradients, bound: float) -> ClippedPatientGradients:
     if not 1e-12 <= bound <= 1e12:
         raise PrivacyError(f"Expected bound={bound} in [1e-12, 1e12].")
     squares = _square_norms(values)  # of float32: no overflow in float64, and no underflow to zero
-    if not np.isfinite(squares).all():
-        raise PrivacyError(
-            "A patient's gradient is not finite; nothing was released. Take a smaller learning rate, or look for "
-            "recordings whose features are not finite."
-        )
+    strange = ~np.isfinite(squares)
+    if strange.any():
+        values = np.where(strange[:, None], np.float32(0.0), values)
+        squares[strange] = 0.0
     norms = np.sqrt(squares)
     outside = norms > bound * SHRINK
     factors = np.ones(len(values))

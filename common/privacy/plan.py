@@ -58,8 +58,8 @@ class Guarantee:
 class Cost:
     """What a study costs each patient: one guarantee, and the same seen from other sides.
 
-    `epsilon` is the patient's in every unit. `record_epsilon` is one recording's, in unit `utterance` only: a
-    smaller figure about a smaller thing. `by_sites[k - 1]` is for a patient who is in k sites.
+    `epsilon` is the patient's in every unit. `record_epsilon` is one recording's (replaced by another), in unit
+    `utterance` only: a smaller figure about a smaller thing. `by_sites[k - 1]` is for a patient who is in k sites.
     """
 
     epsilon: float
@@ -215,7 +215,9 @@ def cost(spec: LocalPrivacy, rounds: int, *, n_counts: int = 0) -> Cost:
         rdp=accountant.rdp_epsilon(all_events, delta),
         prv=prv.bracket(all_events, delta),
         by_sites=by_sites,
-        record_epsilon=accountant.epsilon(one_record, delta) if spec.unit == "utterance" else None,
+        record_epsilon=accountant.epsilon(one_record, delta, adjacency="replace_one")
+        if spec.unit == "utterance"
+        else None,
         epsilon_at_usual_delta=accountant.epsilon(all_events, min(delta, USUAL_DELTA)),
         weak=weaknesses(spec),
         simulated=spec.seeded_noise,
@@ -267,8 +269,8 @@ def _check_source(spec: LocalPrivacy, source: Source) -> None:
 
 
 def _draw_recordings(spec: LocalPrivacy, owners: Indices, source: Source, withdrawn: Collection[int]) -> Draw:
-    # Which recordings of a patient with too many take part is fixed: chosen anew at each step, one more
-    # recording would displace another, and the recording's own figure would not hold.
+    # Which recordings of a patient with too many take part is a fixed rule. One more recording may push another
+    # out, for good: the recording's own figure is therefore for replacing one, not for adding one.
     eligible = first_recordings(owners, n_most=spec.utterances_per_patient)
     gone = np.flatnonzero(np.isin(owners[eligible], list(withdrawn)))
     units = draw_units(

@@ -49,18 +49,29 @@ def open_exchange(
         yield CohortExchange(load_study(study_file), sites)
         return
     settings = {"study-file": str(study_file), "device": execution.device}
-    if ledgers is not None:
-        settings["ledgers-folder"] = str(ledgers)
     if execution.engine == "ray":
+        if ledgers is not None:  # Ray's nodes have no configuration of their own
+            settings["ledgers-folder"] = str(ledgers)
         from sottovoce.simulations.engines.ray import open_ray_grid
 
         with open_ray_grid(load_app(app), sites, settings, workers=execution.workers) as (grid, names):
             yield GridExchange(grid, names)
         return
-    own = {"without-privacy": True} if without_privacy else {}
-    nodes = [Node(site=site, config={"site-folder": str(folder), **own}) for site, folder in sites.items()]
+    nodes = [
+        Node(
+            site=site, config={"site-folder": str(folder), **_own(site, ledgers, study_file, without_privacy)}
+        )
+        for site, folder in sites.items()
+    ]
     with _local_grid(execution, nodes, settings, app) as grid:
         yield GridExchange(grid, grid.sites)
+
+
+def _own(site: str, ledgers: Path | None, study_file: Path, without_privacy: bool) -> dict[str, str | bool]:
+    """What a node has of its own beside its data, as a hospital's would."""
+    if ledgers is not None:
+        return {"ledger-folder": str(ledgers / site), "study-file": str(study_file)}
+    return {"without-privacy": True} if without_privacy else {}
 
 
 @contextmanager

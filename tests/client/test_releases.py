@@ -11,13 +11,20 @@ import pytest
 from torch import nn
 
 from sottovoce.client import releases
-from sottovoce.client.releases import Called, contributions, release_confusion, release_update
+from sottovoce.client.releases import (
+    NOTHING_RELEASED,
+    Called,
+    Refusal,
+    contributions,
+    release_confusion,
+    release_update,
+)
 from sottovoce.client.site_ledger import WITHDRAWN_FILE, SiteLedger
 from sottovoce.client.train_private import train_private
 from sottovoce.common import models
 from sottovoce.common import study as studies
 from sottovoce.common.dataset import SiteData
-from sottovoce.common.errors import LedgerError, PrivacyError, RunError
+from sottovoce.common.errors import PrivacyError, RunError
 from sottovoce.common.flower import Node
 from sottovoce.common.keys import SigningKey
 from sottovoce.common.ledger.entries import Burn, Commit, Reserve
@@ -80,25 +87,33 @@ def test_when_the_grant_is_used_up_the_answer_is_no_before_any_training(
     for number in range(3):  # two rounds and one to spare
         own.update(round=number + 1)
     monkeypatch.setattr(releases, "train_private", lambda *_, **__: pytest.fail("it trained"))
-    with pytest.raises(PrivacyError, match="ledger says no: expected at most the 0 steps that are left"):
+    with pytest.raises(PrivacyError, match="ledger says no"):
         own.update(round=4)
 
 
 def test_a_failure_is_burned_and_its_reason_stays_at_the_site(
-    own: Place, caplog: pytest.LogCaptureFixture
+    own: Place, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, own.data = (
-        own.data,
-        replace(own.data, arrays={"pooled": np.asarray(own.data.arrays["pooled"]) * np.inf}),
-    )
-    with pytest.raises(PrivacyError, match="released nothing in this round") as caught:
+    def fail(*_: object, **__: object) -> None:
+        raise PrivacyError("something of patient 17")
+
+    monkeypatch.setattr(releases, "train_private", fail)
+    with pytest.raises(Refusal, match="released nothing in this round") as caught:
         own.update()
-    assert "finite" not in str(caught.value)
-    assert "not finite" in caplog.text
+    assert "17" not in str(caught.value)
+    assert "patient 17" in caplog.text
     assert own.kinds() == ["reserve", "burn"]
-    own.data = whole
+    monkeypatch.undo()
     own.update()  # the spare round pays for the second try
     assert own.kinds() == ["reserve", "burn", "reserve", "commit"]
+
+
+def test_weights_that_overflow_for_one_patient_get_an_answer_like_any_other(own: Place) -> None:
+    features = np.array(own.data.arrays["pooled"])
+    features[0] = 1e30  # finite, and its gradient is not
+    own.data = replace(own.data, arrays={"pooled": features})
+    assert np.isfinite(np.frombuffer(own.update(), "<f4")).all()
+    assert own.kinds() == ["reserve", "commit"]
 
 
 def test_a_crash_between_reservation_and_commit_is_burned_and_the_next_try_is_charged(
@@ -120,10 +135,11 @@ def test_a_crash_between_reservation_and_commit_is_burned_and_the_next_try_is_ch
     assert own.kinds() == ["reserve", "burn", "reserve", "commit"]
 
 
-def test_without_an_approval_nothing_is_reserved(own: Place) -> None:
+def test_without_an_approval_nothing_is_reserved(own: Place, caplog: pytest.LogCaptureFixture) -> None:
     own.study = replace(own.study, name="another")
-    with pytest.raises(LedgerError, match="Expected an approval of study"):
+    with pytest.raises(Refusal):
         own.update()
+    assert "Expected an approval of study" in caplog.text
     assert own.kinds() == []
 
 
@@ -150,8 +166,9 @@ def test_a_lost_list_of_withdrawals_stops_every_release(own: Place) -> None:
     with SiteLedger.open(own.ledger) as site:
         site.withdraw(site_ledgers.DOMAIN, "site-1-speaker-2")
     (own.ledger / WITHDRAWN_FILE).unlink()
-    with pytest.raises(PrivacyError, match="expected 1 withdrawals honoured; came 0"):
+    with pytest.raises(Refusal, match="says no") as caught:
         own.update()
+    assert "withdrawals" not in str(caught.value)  # how many there were is nobody else's
 
 
 def test_a_patient_counts_at_most_so_many_recordings(place: Place) -> None:
@@ -198,14 +215,18 @@ def test_a_site_with_a_ledger_asks_it_before_mode_none_too(own: Place, tmp_path:
 
     bare_file = write_study(tmp_path / "bare.toml", n_sites=1)
     bare, weights = studies.load(bare_file), from_state_dict(own.model.state_dict())
-    settings = {"site-folder": str(own.sites[SITE]), "ledger-folder": str(own.ledger)}
-    grid = InProcessGrid(app.app, [Node(site=SITE, config=settings)], {"study-file": str(bare_file)})
+    settings = {
+        "site-folder": str(own.sites[SITE]), "ledger-folder": str(own.ledger), "study-file": str(bare_file),
+    }  # fmt: skip
+    grid = InProcessGrid(app.app, [Node(site=SITE, config=settings)], {})
     call = call_of(own, private=False)
 
     def ask() -> Collected:
         return GridExchange(grid, grid.sites).train(call, [Share(site=SITE)])
 
-    assert "Expected an approval of study" in ask().refused[SITE]
+    assert ask().refused == {SITE: f"no answer: {NOTHING_RELEASED}"}
+    bare_counts = GridExchange(grid, grid.sites).evaluate(replace(call, fold=0), [SITE], N_CLASSES)
+    assert bare_counts.refused == {SITE: f"no answer: {NOTHING_RELEASED}"}
     assert own.kinds() == []
     allow_everything(own, bare)
     first, again = ask(), ask()
@@ -214,6 +235,46 @@ def test_a_site_with_a_ledger_asks_it_before_mode_none_too(own: Place, tmp_path:
     np.testing.assert_array_equal(first.total, again.total)
     assert own.kinds() == ["reserve", "commit"]
     assert first.total.size == sum(array.size for array in weights.values())
+
+
+def test_a_hospital_s_node_takes_no_setting_from_the_run(own: Place, tmp_path: Path) -> None:
+    from sottovoce.client import app
+
+    settings = {"site-folder": str(own.sites[SITE]), "ledger-folder": str(own.ledger)}
+    bare = str(write_study(tmp_path / "bare.toml", n_sites=1))
+    grid = InProcessGrid(app.app, [Node(site=SITE, config=settings)], {"study-file": bare})
+    found = GridExchange(grid, grid.sites).train(call_of(own, private=False), [Share(site=SITE)])
+    assert found.refused == {SITE: f"no answer: {NOTHING_RELEASED}"}
+
+
+def test_an_error_of_a_hospital_names_no_person_no_path_and_no_count(
+    own: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sottovoce.client import app
+
+    def fail(*_: object, **__: object) -> None:
+        raise RunError("/data/Anna-1961: expected 17 recordings")
+
+    monkeypatch.setattr(app, "withheld", fail)
+    assert exchanged(own, ledgers=own.ledgers) == {SITE: f"no answer: {NOTHING_RELEASED}"}
+
+
+def test_weights_in_another_order_mean_what_their_names_say(own: Place) -> None:
+    call = call_of(own, private=True)
+    weights = call.layout.unflatten(call.weights)
+    turned = dict(reversed(list(weights.items())))
+    other = replace(call, layout=Layout.of(turned), weights=Layout.of(turned).flatten(turned))
+    found = []
+    for asked in (call, other):
+        with open_exchange(
+            Execution(), own.sites, study_file=own.study_file, ledgers=own.ledgers
+        ) as exchange:
+            found.append(
+                asked.layout.unflatten(exchange.train(asked, [Share(site=SITE)]).total.astype(np.float32))
+            )
+    for name in weights:
+        np.testing.assert_array_equal(found[0][name], found[1][name])
+    assert own.kinds() == ["reserve", "commit"]  # it was one question, asked twice
 
 
 def allow_everything(place: Place, study: Study) -> None:

@@ -74,12 +74,16 @@ def test_direction_stays_and_what_is_inside_is_returned_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_gradient_that_is_not_finite_is_refused_and_not_named(bad: float) -> None:
-    values = some_gradients().values.copy()
+def test_a_row_that_is_not_finite_counts_as_zeros_and_changes_nobody_else(bad: float) -> None:
+    # A refusal would be an oracle: weights can be chosen that overflow for one patient alone.
+    good = some_gradients(scale=5.0).values
+    values = good.copy()
     values[2, 3] = bad
-    with pytest.raises(PrivacyError, match="not finite; nothing was released") as caught:
-        clip(PatientGradients(values=values), BOUND)
-    assert not any(digit in str(caught.value) for digit in "23")
+    found = quantised_sum(clip(PatientGradients(values=values), BOUND), BOUND / 1024).values
+    others = quantised_sum(
+        clip(PatientGradients(values=np.delete(good, 2, axis=0)), BOUND), BOUND / 1024
+    ).values
+    assert found.tolist() == others.tolist()
 
 
 def test_an_unclipped_row_does_not_pass_the_integer_check() -> None:

@@ -166,5 +166,5 @@ def test_unit_utterance_is_charged_as_the_patient() -> None:
     spec = a_spec(unit="utterance", utterances_per_patient=4, noise_multiplier=2.0)
     figures = cost(spec, 2)
     assert figures.record_epsilon is not None
-    assert figures.epsilon > 3 * figures.record_epsilon
+    assert figures.epsilon > 2 * figures.record_epsilon
     assert figures.epsilon == epsilon(events(spec, 2), spec.delta)
