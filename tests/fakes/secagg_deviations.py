@@ -389,6 +389,15 @@ def _dealing(change: Callable[[list[bytes]], Sequence[bytes]]) -> Forge:
     return forge
 
 
+def _of_another_view(attempt: Attempt) -> bytes:
+    """Site 1 says it saw other adverts: honest sites would take the coordinator for a liar."""
+    letters = []
+    for message in wire.decode_messages(body_of(answered(attempt, "deal"), Kind.DEALING)):
+        letter = replace(wire.decode_sealed(body_of(message, Kind.SEALED)), view=bytes(32))
+        letters.append(_as_peer(attempt, Kind.SEALED, letter.encode()))
+    return _as_peer(attempt, Kind.DEALING, wire.encode_messages(letters))
+
+
 def _short_vector(attempt: Attempt) -> bytes:
     return _as_peer(attempt, Kind.MASKED, body_of(answered(attempt, "mask"), Kind.MASKED)[:-4])
 
@@ -454,25 +463,17 @@ def _late_answer() -> Callable[[], Refusal]:
     return play
 
 
-def _no_polynomial() -> Callable[[], Refusal]:
-    """Site 1 commits, signs and seals shares that are of no secret: nobody can tell before the end."""
+def _no_secret(*, lost: dict[int, str], **lie: Any) -> Callable[[], Refusal]:
+    """Site 1 commits, signs and seals shares of another secret than its advert's: nobody can tell before the end."""
 
     def play() -> Refusal:
-        attempt = World(5).attempt()
-        attempt.until("deal")
-        state, _ = advertised(
-            attempt.session, PEER, key=attempt.world.keys[PEER], coins=coins_of("coins of 1 in attempt 1")
-        )
-        lying = replace(state, mask_secret=b"another one than it advertised..")
-        adverts = parts(attempt, Kind.ADVERTS)
-        _, dealing = dealt(lying, adverts, key=attempt.world.keys[PEER], coins=coins_of("other coins"))
+        attempt = World(5).attempt().until("deal")
+        key, adverts = attempt.world.keys[PEER], parts(attempt, Kind.ADVERTS)
+        state, _ = advertised(attempt.session, PEER, key=key, coins=coins_of("coins of 1 in attempt 1"))
+        _, dealing = dealt(replace(state, **lie), adverts, key=key, coins=coins_of("other coins"))
         honest = attempt.participants[PEER].deal
         attempt.participants[PEER].deal = lambda adverts: (honest(adverts), dealing)[1]  # type: ignore[method-assign]
-        attempt.phase("deal", {})
-        # From here on it is silent: its vector is not even needed for the damage.
-        attempt.phase("mask", {PEER: "mask"})
-        attempt.phase("consent", {PEER: "mask"})
-        attempt.phase("reveal", {PEER: "mask"})
+        attempt.until("sum", lost)
         return _refused(attempt, "sum", dealing, attempt.coordinator.finish)
 
     return play
@@ -629,6 +630,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
     _by_peer(
         "letters-in-another-order", "share", _to_coordinator("deal", _dealing(lambda letters: letters[::-1]))
     ),
+    _by_peer("letters-of-another-view", "share", _to_coordinator("deal", _of_another_view)),
     _by_peer("short-vector", "form", _to_coordinator("mask", _short_vector)),
     _by_peer("long-vector", "form", _to_coordinator("mask", _long_vector)),
     _by_peer("replayed-vector", "session", _to_coordinator("mask", _replayed_vector)),
@@ -640,7 +642,14 @@ DEVIATIONS: tuple[Deviation, ...] = (
     _by_peer(
         "reveals-both-kinds", "reveal", _to_coordinator("reveal", _reveal(_both_kinds), lost={4: "mask"})
     ),
-    _by_peer("shares-of-no-secret", "share", _no_polynomial()),
+    _by_peer(
+        "shares-of-another-mask-key",
+        "share",
+        _no_secret(lost={PEER: "mask"}, mask_secret=b"another one than it advertised.."),
+    ),
+    _by_peer(
+        "shares-of-another-seed", "share", _no_secret(lost={}, seed=b"another one than it advertised..")
+    ),
     _by_peer("garbage-vector", "sum", _garbage_vector(), accused=""),
 )
 
