@@ -16,6 +16,7 @@ their spread includes the luck of the split. Named folds are the same for every 
 A voice that is at two sites under one id is dealt twice and may be trained on in one fold and scored in it at
 the other site. A site alone cannot see that; `predictions.check` refuses predictions in which it happened.
 
+>>> from sottovoce.common.study import SpeakerFolds
 >>> fold_of(SpeakerFolds(kind="by_speaker", k=2), 0, "site-1", ["ann", "bea", "cyd"])
 {'ann': 0, 'bea': 0, 'cyd': 1}
 """

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
+PLANTED = ROOT / "simulations" / "bench" / "audit.py"  # breaks the rules on purpose, for the audit to find
 MADE_IN = {
     "ClippedPatientGradients": {"clip.py"},
     "QuantisedSum": {"clip.py"},
@@ -78,5 +79,7 @@ def test_each_stage_is_made_in_one_place() -> None:
                 for node in ast.walk(ast.parse(path.read_text()))
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
             }
+            if path == PLANTED:
+                continue
             for stage in calls & set(MADE_IN):
                 assert path.name in MADE_IN[stage], f"{path} makes a {stage}"
