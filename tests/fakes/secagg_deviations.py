@@ -640,6 +640,13 @@ DEVIATIONS: tuple[Deviation, ...] = (
     _by_peer("own-survivor-set", "consent", _to_coordinator("consent", _own_survivors)),
     _by_peer("tampered-reveal", "reveal", _to_coordinator("reveal", _reveal(_changed_share))),
     _by_peer(
+        "reveals-a-share-less",
+        "reveal",
+        _to_coordinator(
+            "reveal", _reveal(lambda reveal: replace(reveal, self_shares=reveal.self_shares[1:]))
+        ),
+    ),
+    _by_peer(
         "reveals-both-kinds", "reveal", _to_coordinator("reveal", _reveal(_both_kinds), lost={4: "mask"})
     ),
     _by_peer(

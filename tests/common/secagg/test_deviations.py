@@ -26,6 +26,7 @@ WORD_AGAINST_WORD = {
     "vector-of-another-site",
     "tampered-reveal",
     "reveals-both-kinds",
+    "reveals-a-share-less",
     "garbage-vector",
 }
 
@@ -78,7 +79,7 @@ def test_who_refused_once_answers_nothing_more(deviation: Deviation, refusals: d
 
 
 def test_no_share_and_no_vector_stands_in_a_complaint_of_a_reveal(refusals: dict[str, Refusal]) -> None:
-    for name in ("tampered-reveal", "reveals-both-kinds"):
+    for name in ("tampered-reveal", "reveals-both-kinds", "reveals-a-share-less"):
         assert json.loads(refusals[name].error.complaint)["complaint"]["evidence"] == ""
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+import json
 import os
 import pickle
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sottovoce.common.config import canonical
 from sottovoce.common.errors import SecureSumError
 from sottovoce.common.keys import keystream
 from sottovoce.common.secagg import derive, masks, shamir
@@ -17,6 +19,7 @@ from sottovoce.common.secagg.complaint import REASONS, Place, proves, read_compl
 from sottovoce.common.secagg.coordinator import Coordinator
 from sottovoce.common.secagg.journal import Mark
 from sottovoce.common.secagg.session import decode_session, refuse_unless_agreed, session_for, threshold_of
+from sottovoce.common.secagg.wire import label
 from tests.fakes.secagg import World, signing_key
 
 
@@ -216,6 +219,15 @@ def test_a_complaint_is_read_if_its_accuser_signed_it_and_otherwise_not() -> Non
             read_complaint(_complaint(**change), roster)
     with pytest.raises(SecureSumError):
         read_complaint(_complaint(**{b"bytes".hex(): b"other".hex()}), roster)
+
+
+def test_a_complaint_whose_evidence_is_not_what_its_digest_says_is_refused() -> None:
+    # Its accuser signs it as it is: the digest was made of one message, and another one is shown.
+    complaint = json.loads(_complaint())["complaint"] | {"evidence": b"other".hex()}
+    signature = World(3).keys[0].sign(label("complaint") + canonical(complaint).encode()).hex()
+    record = canonical({"complaint": complaint, "signature": signature}).encode()
+    with pytest.raises(SecureSumError, match="evidence"):
+        read_complaint(record, World(3).roster)
 
 
 def test_a_complaint_proves_nothing_without_a_message_of_the_accused() -> None:
