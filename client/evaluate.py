@@ -2,7 +2,7 @@
 
 Guarantees:
   - An augmented copy is never scored.
-  - A recording's row does not depend on which others are scored with it.
+  - A recording's row is the same bits whichever others are scored with it, and wherever it stands among them.
   - The model's mode (training or not) is put back.
 
 Counts leave a site only in mode `none`, or noised and charged (DESIGN section 1). Log probabilities never do:
@@ -39,8 +39,10 @@ def log_probabilities(
     rows = []
     with torch.inference_mode():
         for first in range(0, len(data), BATCH):
-            batch = data.batch(np.arange(first, min(first + BATCH, len(data)))).to(device)
-            rows.append(model(batch.inputs, batch.lengths).log_softmax(dim=1).cpu().numpy())
+            chosen = np.arange(first, min(first + BATCH, len(data)))
+            batch = data.batch(chosen).to(device).filled(BATCH)
+            logits = model(batch.inputs, batch.lengths)[: len(chosen)]
+            rows.append(logits.log_softmax(dim=1).cpu().numpy())
     model.train(was_training)
     return np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)
 

@@ -102,6 +102,12 @@ def within(
     return shorter
 
 
+def utterances_in_a_pass(spec: LocalPrivacy) -> int:
+    """Returns how many recordings go through the model at once: from public constants, never from the draw."""
+    expected = spec.n_units * spec.sampling_prob
+    return 64 if expected < 256 else 256
+
+
 def _trained_copy(model: nn.Module, spec: LocalPrivacy, *, site: str, round: int) -> nn.Module:
     """A copy with the parameters that the study trains; adapters are public, and new in each round."""
     trained = copy.deepcopy(model)
@@ -141,6 +147,7 @@ def _steps(
             model,
             lambda logits, labels: losses_of(logits, labels, study.training),
             max_floats=spec.draw_cap * len(flat.values),
+            utterances=utterances_in_a_pass(spec),
         )
         for _ in range(spec.steps_per_round):
             drawn = draw(spec, owners, len(patients), source, withdrawn=gone)

@@ -54,6 +54,25 @@ class Batch:
             labels=self.labels.to(device),
         )
 
+    def filled(self, multiple: int) -> "Batch":
+        """Returns the batch with recordings of zeros behind it, up to a multiple of so many.
+
+        The kernel that a matrix product runs in follows from its shape, and kernels differ in the last bit: with equal
+        shapes a recording's result is the same bits whoever is with it.
+        """
+        missing = -len(self.labels) % multiple
+        if missing == 0:
+            return self
+        return Batch(
+            inputs={name: _with_rows(values, missing, 0) for name, values in self.inputs.items()},
+            lengths={name: _with_rows(values, missing, 1) for name, values in self.lengths.items()},
+            labels=_with_rows(self.labels, missing, 0),
+        )
+
+
+def _with_rows(values: Tensor, n_rows: int, value: int) -> Tensor:
+    return torch.cat([values, values.new_full((n_rows, *values.shape[1:]), value)])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Example:

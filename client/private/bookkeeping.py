@@ -6,7 +6,13 @@
 Each trained layer's `forward` is stood in for by its kernel during a step (client/private/kernels). Losses
 are divided by the number of their patient's utterances, so that a patient's rows add up to the mean.
 
+Every pass has the same number of utterances: batches are cut and filled up with zeros. Which kernel a matrix
+product runs in follows from its shape, and kernels differ in the last bit; with shapes that follow from the draw, one
+patient more changes the last bits of others, and weights can be chosen that make whole clips of last bits.
+
 Guarantees: those of `client.private`, and
+  - On one thread of a processor a row is the same bits whoever else is in the batch, and wherever in it the patient
+    stands. (On a GPU nobody promises that; there it holds to 1e-6 for weights that nobody chose for it.)
   - A model with a trained layer that no kernel knows is refused before any step.
   - Memory is bounded by `max_floats` for the matrix, and by the activations of one chunk.
 """
@@ -25,6 +31,7 @@ from sottovoce.client.private.sink import Sink, spans
 from sottovoce.common.dataset import Batch
 
 MAX_FLOATS = 2**26  # 256 MiB: 64 patients of a million parameters
+UTTERANCES = 64  # in every pass
 
 
 class BookKeeping:
@@ -36,8 +43,10 @@ class BookKeeping:
         ValueError: nothing is trained, or a trained layer has no kernel.
     """
 
-    def __init__(self, model: nn.Module, loss: LossOf, *, max_floats: int = MAX_FLOATS) -> None:
-        self._model, self._loss = model, loss
+    def __init__(
+        self, model: nn.Module, loss: LossOf, *, max_floats: int = MAX_FLOATS, utterances: int = UTTERANCES
+    ) -> None:
+        self._model, self._loss, self._utterances = model, loss, utterances
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not self._trained:
             raise ValueError("Expected a model with trainable parameters; came one that is all frozen.")
@@ -63,7 +72,7 @@ class BookKeeping:
             raise ValueError(
                 f"Expected a patient for each of {len(batch.labels)} utterances; came {len(patients)}."
             )
-        for number, rows in enumerate(Rows.of(patients).parts(self._max_patients)):
+        for number, rows in enumerate(Rows.of(patients).parts(self._max_patients, self._utterances)):
             # Another chunk must not repeat the coins of the first.
             seed = None if secret_dropout_seed is None else (secret_dropout_seed + number) % 2**63
             with dropout(self._model, seed, self._buffer.device):
@@ -75,15 +84,16 @@ class BookKeeping:
             self._buffer = self._buffer.new_empty(len(rows.patients), self.n_parameters)
         matrix = self._buffer[: len(rows.patients)]
         sink = Sink(matrix, self._columns, rows)
-        own = take(batch, rows.order)
+        own = take(batch, rows.order).filled(self._utterances)
         with torch.enable_grad(), standing_in(self._layers, sink):
             losses = self._loss(self._model(own.inputs, own.lengths), own.labels)
             if losses.shape != own.labels.shape:
                 raise ValueError(
                     f"Expected one loss for each of {len(own.labels)} utterances; came {tuple(losses.shape)}."
                 )
-            shares = torch.from_numpy(rows.shares).to(losses)
-            torch.autograd.backward((losses * shares).sum())
+            shares = torch.zeros_like(losses)
+            shares[: len(rows.shares)] = torch.from_numpy(rows.shares).to(losses)
+            torch.autograd.backward(losses, shares)
         with torch.no_grad():
             sink.finish()
         return matrix

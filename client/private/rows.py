@@ -48,15 +48,21 @@ class Rows:
             shares=np.repeat(1.0 / counts[by_count], counts[by_count]),
         )
 
-    def parts(self, max_patients: int) -> "list[Rows]":
-        """Cuts into runs of at most `max_patients` patients; each `order` still counts in the whole batch."""
+    def parts(self, max_patients: int, max_utterances: int | None = None) -> "list[Rows]":
+        """Cuts into runs of at most so many patients, and utterances where one patient has no more than that.
+
+        Each `order` still counts in the whole batch.
+        """
         counts = np.array(
             [g.n_utterances for g in self.groups for _ in range(g.patients.start, g.patients.stop)], np.int64
         )
         ends = np.concatenate([[0], np.cumsum(counts)])
-        result = []
-        for first in range(0, len(self.patients), max_patients):
+        result, first = [], 0
+        while first < len(self.patients):
             last = min(first + max_patients, len(self.patients))
+            if max_utterances is not None:
+                fits = int(np.searchsorted(ends, ends[first] + max_utterances, side="right")) - 1
+                last = min(last, max(fits, first + 1))
             span = slice(ends[first], ends[last])
             result.append(
                 Rows(
@@ -66,6 +72,7 @@ class Rows:
                     shares=self.shares[span],
                 )
             )
+            first = last
         return result
 
 
