@@ -572,6 +572,45 @@ MUTANTS: tuple[Mutant, ...] = (
         new="                under[i] = False\n",
         test=f"{PRIVACY}/test_discrete.py::test_words_that_fall_on_a_boundary_are_decided_as_fractions_decide",
     ),
+    Mutant(
+        name="passes-that-follow-the-draw",
+        trap="P24",
+        what="As many utterances in a pass as were drawn",
+        path="client/private/bookkeeping.py",
+        old="take(batch, rows.order).filled(self._utterances)",
+        new="take(batch, rows.order)",
+        test=f"{CLIENT}/private/test_gradients.py::"
+        "test_a_patients_row_is_the_same_bits_whoever_is_drawn_and_wherever_it_stands",
+    ),
+    Mutant(
+        name="refused-because-of-one-patient",
+        trap="P25",
+        what="A gradient that is not finite ends the round",
+        path="common/privacy/clip.py",
+        old="    if strange.any():\n",
+        new='    if strange.any():\n        raise PrivacyError("not finite")\n',
+        test=f"{CLIENT}/test_releases.py::test_weights_that_overflow_for_one_patient_get_an_answer_like_any_other",
+    ),
+    Mutant(
+        name="counts-beside-the-ledger",
+        trap="P26",
+        what="In mode none a site with a ledger evaluates without asking it",
+        path="client/app.py",
+        old="    if _keeps_ledger(context):\n        payload = release_openly(\n            _ledger_folder(context, data.site),\n"
+        "            visit.study,\n            data,\n            _called(visit, sent),\n            COUNTS,\n",
+        new="    if False:\n        payload = release_openly(\n            _ledger_folder(context, data.site),\n"
+        "            visit.study,\n            data,\n            _called(visit, sent),\n            COUNTS,\n",
+        test=f"{CLIENT}/test_releases.py::test_a_site_with_a_ledger_asks_it_before_mode_none_too",
+    ),
+    Mutant(
+        name="errors-told",
+        trap="P17",
+        what="An error outside training is sent as it is: it names files, ids and counts",
+        path="client/app.py",
+        old="            raise Refusal(NOTHING_RELEASED) from None\n",
+        new="            raise\n",
+        test=f"{CLIENT}/test_releases.py::test_an_error_of_a_hospital_names_no_person_no_path_and_no_count",
+    ),
 )
 
 
