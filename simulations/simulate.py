@@ -21,6 +21,7 @@ from sottovoce.common.errors import RunError
 from sottovoce.common.folds import n_folds
 from sottovoce.common.predictions import Prediction
 from sottovoce.common.privacy import plan
+from sottovoce.common.privacy_specs import LocalPrivacy
 from sottovoce.common.run_files import (
     CellFacts,
     RoundFacts,
@@ -35,7 +36,7 @@ from sottovoce.common.study import load as load_study
 from sottovoce.common.summarise import summarise
 from sottovoce.server.report import write_report
 from sottovoce.server.rounds import Cell
-from sottovoce.simulations.cells import Job, arms_of, compute, n_rounds
+from sottovoce.simulations.cells import FEDERATED, Job, arms_of, compute, n_rounds
 from sottovoce.simulations.pool import computed_at_once
 from sottovoce.simulations.prepare import lay_out, prepare
 from sottovoce.simulations.progress import Note, OnEvent, Step, silent
@@ -80,7 +81,7 @@ def start_run(
             format=1,
             name=run.name,
             study_digest=study.digest(),
-            stamp=plan.stamp(study.privacy, study.federation.rounds, n_counts=study.n_evaluations),
+            stamp=stamp_of(study),
             started=now(),
             engine=execution.engine,
             workers=execution.workers,
@@ -117,6 +118,15 @@ def resolve(execution: Execution) -> Execution:
     if execution.device == "cuda" and not torch.cuda.is_available():
         raise RunError("--device cuda: torch finds no CUDA device here. Use --device auto or cpu.")
     return execution
+
+
+def stamp_of(study: Study) -> str:
+    """Returns what every artefact of a run says of privacy; where noise is secret, also how often it was spent."""
+    stamp = plan.stamp(study.privacy, study.federation.rounds, n_counts=study.n_evaluations)
+    n = sum(cell.arm == FEDERATED for cell in cells_of(study, twins=False))
+    if n == 1 or not isinstance(study.privacy, LocalPrivacy) or study.privacy.seeded_noise:
+        return stamp
+    return f"{stamp}; in one federation: this run made {n}, and a patient of several gave away more"
 
 
 def cells_of(study: Study, *, twins: bool) -> list[Cell]:

@@ -116,6 +116,7 @@ def _domain(state: State, name: str, domain: Domain, accountant: Accountant) -> 
         "cap": domain.cap,
         "epsilon_promised": None if bare else _epsilon(promised, delta, accountant),
         "epsilon_promised_by_filter": None if bare else by_filter,
+        "decided_by": state.grants[domain.grants[-1]].approval.decided_by if domain.grants else None,
         "epsilon_spent": None if bare else _epsilon(spent, delta, accountant),
         "withdrawals": domain.withdrawals,
         "closed": domain.closed,

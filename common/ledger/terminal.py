@@ -178,10 +178,17 @@ def _domain_recomputed(domain: Row) -> Row:
         "delta": f"{domain['delta']:g}",
         "cap": f"{domain['cap']:g}",
         "spent": _number(domain["epsilon_spent"]),
-        "promised": _number(domain["epsilon_promised"]),
+        "promised": _promised(domain),
         "withdrew": domain["withdrawals"],
         "state": _state(domain),
     }
+
+
+def _promised(domain: Row) -> str:
+    """The figure of the rule that decided: where a later study was allowed, PLD is no bound of all together."""
+    if domain["decided_by"] == "rdp_filter":
+        return f"{_number(domain['epsilon_promised_by_filter'])} by filter"
+    return _number(domain["epsilon_promised"])
 
 
 def _study_recomputed(study: Row) -> Iterator[RenderableType]:

@@ -15,6 +15,8 @@ from sottovoce.common.ledger.recompute import recompute
 from sottovoce.common.ledger.verify import entries_of, verify
 from sottovoce.common.privacy.budget import PldAccountant
 from sottovoce.common.run_files import read_run
+from sottovoce.common.study import loads
+from sottovoce.simulations.simulate import stamp_of
 
 STUDY = """
 format = 1
@@ -155,6 +157,13 @@ def test_a_killed_private_run_goes_on_to_the_same_bits_and_the_burn_is_in_the_le
         for site in SITES:
             ledger_bytes = (out / "ledgers" / cell / site / "ledger.jsonl").read_bytes()
             assert verify(ledger_bytes, head=(out / "ledgers" / cell / site / "head").read_text()).ok
+
+
+def test_a_stamp_says_how_often_a_run_with_secret_noise_spent_it() -> None:
+    secret = STUDY.replace("seeded_noise = true\n", "")
+    assert "this run made 2" in stamp_of(loads(secret))
+    assert "this run made" not in stamp_of(loads(secret.replace("k = 2 }", "k = 2 }, only_folds = [0]")))
+    assert "this run made" not in stamp_of(loads(STUDY))
 
 
 def test_with_secret_noise_the_figure_is_real_and_no_seed_leads_to_the_weights(
