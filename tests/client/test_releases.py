@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from sottovoce.client import releases
+from sottovoce.client.private import all_rows
+from sottovoce.client.private.bookkeeping import BookKeeping
 from sottovoce.client.releases import (
     NOTHING_RELEASED,
     Called,
@@ -29,6 +32,7 @@ from sottovoce.common.flower import Node
 from sottovoce.common.keys import SigningKey
 from sottovoce.common.ledger.entries import Burn, Commit, Reserve
 from sottovoce.common.ledger.verify import entries_of
+from sottovoce.common.models.losses import per_example
 from sottovoce.common.privacy.budget import Granted
 from sottovoce.common.privacy.stages import PrivateUpdate
 from sottovoce.common.study import Execution, Study
@@ -108,12 +112,18 @@ def test_a_failure_is_burned_and_its_reason_stays_at_the_site(
     assert own.kinds() == ["reserve", "burn", "reserve", "commit"]
 
 
-def test_weights_that_overflow_for_one_patient_get_an_answer_like_any_other(own: Place) -> None:
-    features = np.array(own.data.arrays["pooled"])
-    features[0] = 1e30  # finite, and its gradient is not
-    own.data = replace(own.data, arrays={"pooled": features})
-    assert np.isfinite(np.frombuffer(own.update(), "<f4")).all()
-    assert own.kinds() == ["reserve", "commit"]
+def test_weights_that_overflow_for_one_patient_get_an_answer_like_any_other(tmp_path: Path) -> None:
+    place = Place(tmp_path, sampling_prob="1.0")
+    features = np.array(place.data.arrays["pooled"])
+    features[0] = 3e38  # finite, and with these weights its gradient is not
+    with torch.no_grad():
+        place.model.get_parameter("encoder.hidden.weight").fill_(1e3)
+    place.data = replace(place.data, arrays={"pooled": features})
+    engine = BookKeeping(place.model, per_example)
+    rows = all_rows(engine, place.data.batch(np.arange(1)), np.zeros(1, np.int64))
+    assert not torch.isfinite(rows).all()
+    assert np.isfinite(np.frombuffer(place.update(), "<f4")).all()
+    assert place.kinds() == ["reserve", "commit"]
 
 
 def test_a_crash_between_reservation_and_commit_is_burned_and_the_next_try_is_charged(
