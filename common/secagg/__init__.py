@@ -12,8 +12,9 @@ is a second implementation of that page.
                                               mask key share, never both
 
 Flat parts: `session` (what all must agree on), `wire` (bytes), `shamir`, `masks` (the ring), `complaint` and
-`journal` know of no machine; `participant` and `coordinator` are the two machines. No sockets, no clocks, no
-disks: bytes in, and a verified object or `SecureSumError` out.
+`journal` know of no machine; `participant` and `coordinator` are the two machines, and `state` is what a site holds
+between two phases, as bytes. No sockets, no clocks, no disks: bytes in, and a verified object or `SecureSumError`
+out.
 
 Secure sums hide single vectors from the coordinator. They are never privacy for a patient: the sum itself tells,
 and so do two sums of almost the same sites. That is for noise, which is not made here.

@@ -10,6 +10,8 @@ Guarantees:
   - After a refusal, or any error, it is ended: every further message is refused.
   - Whatever the bytes, it raises nothing but SecureSumError, with a complaint that it signed.
   - No secret is part of a repr or of an error.
+  - One that was resumed from another's bytes answers and refuses as that one would have. The journal, which both
+    must share, keeps two of them from answering one phase.
 
 What a phase does is a pure function in `steps.py`; this machine keeps their order, asks the journal, and signs
 complaints.
@@ -25,7 +27,8 @@ from sottovoce.common.keys import SigningKey
 from sottovoce.common.secagg import shamir
 from sottovoce.common.secagg.complaint import Phase, Place, sign_complaint
 from sottovoce.common.secagg.journal import Journal, Mark
-from sottovoce.common.secagg.session import COORDINATOR, Agreement, Session
+from sottovoce.common.secagg.session import COORDINATOR, Agreement, Session, refuse_unless_agreed
+from sottovoce.common.secagg.state import decode_state, encode_state, session_of
 from sottovoce.common.secagg.steps import (
     Advertised,
     Consented,
@@ -57,6 +60,9 @@ class Participant:
 
     The state holds secrets, and is never on disk: a site that restarts has lost the attempt. `coins` gives n bytes
     from the operating system; whoever passes another source knows every mask.
+
+    Where each phase is answered by another process, its bytes are handed on in memory: `state_bytes()` after every
+    answer and every refusal, `Participant.resume(...)` before the next.
     """
 
     def __init__(
@@ -72,6 +78,45 @@ class Participant:
         self._journal, self._coins = journal, coins
         self._state: State = agreement
         self.session: Session | None = None  # once agreed on
+
+    @classmethod
+    def resume(
+        cls,
+        agreement: Agreement,
+        *,
+        site: str,
+        key: SigningKey,
+        journal: Journal,
+        state: bytes,
+        coins: shamir.Coins = os.urandom,
+    ) -> "Participant":
+        """Returns the machine whose `state_bytes()` these are.
+
+        1. The bytes are a state's (`decode_state`).
+        2. Its session is what this site knows by itself (`refuse_unless_agreed`).
+        3. It is this site's.
+
+        Raises:
+            SecureSumError: nothing was answered; there is no complaint, as nobody said anything.
+        """
+        resumed = cls(agreement, site=site, key=key, journal=journal, coins=coins)
+        held = decode_state(state)
+        resumed._state = held
+        if (place := session_of(held)) is not None:
+            session, me = place
+            refuse_unless_agreed(session, agreement)
+            if session.number_of(site) != me:
+                raise SecureSumError("cohort", "Expected a state of this site; came another's.")
+            resumed.session = session
+        return resumed
+
+    def state_bytes(self) -> bytes:
+        """Returns what `resume` needs. For memory only, never a disk: whoever holds it knows this attempt's masks.
+
+        Raises:
+            SecureSumError: "phase", before the first message.
+        """
+        return encode_state(self._state)
 
     def advert(self, opening: bytes) -> bytes:
         """Answers the opening with this site's keys."""

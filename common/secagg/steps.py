@@ -8,6 +8,7 @@ anybody who has only the state that it needs.
 import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NoReturn
 
 import numpy as np
@@ -51,11 +52,20 @@ class Advertised:
 
     session: Session
     me: int
-    share_key: AgreementKey
+    share_secret: bytes = field(repr=False)
     mask_secret: bytes = field(repr=False)
-    mask_key: AgreementKey
     seed: bytes = field(repr=False)
     advert: bytes
+
+    @cached_property
+    def share_key(self) -> AgreementKey:
+        """Returns the key of the channel that shares go through."""
+        return AgreementKey(self.share_secret)
+
+    @cached_property
+    def mask_key(self) -> AgreementKey:
+        """Returns the key that pairwise masks are agreed on with; its secret is what is dealt in shares."""
+        return AgreementKey(self.mask_secret)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,19 +131,17 @@ def advertised(
 ) -> tuple[Advertised, bytes]:
     """Makes this attempt's keys. Coins are drawn in the order: share key, mask key, self-mask seed."""
     share_secret, mask_secret, seed = coins(32), coins(32), coins(32)
-    share_key, mask_key = AgreementKey(share_secret), AgreementKey(mask_secret)
     advert = Advert(
-        share_key=share_key.public,
-        mask_key=mask_key.public,
+        share_key=AgreementKey(share_secret).public,
+        mask_key=AgreementKey(mask_secret).public,
         seed_commitment=derive.seed_commitment(session, me, seed),
     )
     reply = seal(Kind.ADVERT, session.digest, me, advert.encode(), key)
     state = Advertised(
         session=session,
         me=me,
-        share_key=share_key,
+        share_secret=share_secret,
         mask_secret=mask_secret,
-        mask_key=mask_key,
         seed=seed,
         advert=reply,
     )

@@ -146,7 +146,7 @@ class Advert:
 
 def decode_advert(body: bytes) -> Advert:
     """Returns the advert of a body. Raises: SecureSumError ("form")."""
-    reader = _Reader(body)
+    reader = Reader(body)
     share_key, mask_key, commitment = (reader.take(32) for _ in range(3))
     reader.end()
     return Advert(share_key=share_key, mask_key=mask_key, seed_commitment=commitment)
@@ -174,7 +174,7 @@ class SealedShares:
 
 def decode_sealed(body: bytes) -> SealedShares:
     """Returns the sealed shares of a body. Raises: SecureSumError ("form")."""
-    reader = _Reader(body)
+    reader = Reader(body)
     recipient = reader.number()
     view, mask, own = (reader.take(DIGEST_BYTES) for _ in range(3))
     cipher = reader.take(CIPHER_BYTES)
@@ -199,7 +199,7 @@ class Consent:
 
 def decode_consent(body: bytes) -> Consent:
     """Returns the consent of a body. Raises: SecureSumError ("form")."""
-    reader = _Reader(body)
+    reader = Reader(body)
     view, dealers, survivors = reader.take(DIGEST_BYTES), reader.numbers(), reader.numbers()
     reader.end()
     return Consent(view=view, dealers=dealers, survivors=survivors)
@@ -219,7 +219,7 @@ class Reveal:
 
 def decode_reveal(body: bytes) -> Reveal:
     """Returns the reveal of a body. Raises: SecureSumError ("form")."""
-    reader = _Reader(body)
+    reader = Reader(body)
     own, mask = reader.shares(), reader.shares()
     reader.end()
     return Reveal(self_shares=own, mask_shares=mask)
@@ -232,7 +232,7 @@ def encode_numbers(numbers: Sequence[int]) -> bytes:
 
 def decode_numbers(body: bytes) -> tuple[int, ...]:
     """Returns ascending numbers. Raises: SecureSumError ("form")."""
-    reader = _Reader(body)
+    reader = Reader(body)
     numbers = reader.numbers()
     reader.end()
     return numbers
@@ -248,7 +248,7 @@ def encode_messages(messages: Sequence[bytes]) -> bytes:
 
 def decode_messages(body: bytes) -> tuple[bytes, ...]:
     """Returns the messages of a body. Raises: SecureSumError ("form")."""
-    reader = _Reader(body)
+    reader = Reader(body)
     count = reader.number()
     if count > MAX_SITES:
         raise _form(f"at most {MAX_SITES} messages")
@@ -257,13 +257,14 @@ def decode_messages(body: bytes) -> tuple[bytes, ...]:
     return messages
 
 
-class _Reader:
-    """Takes bytes off a body from the left."""
+class Reader:
+    """Takes bytes off a body from the left; whatever is missing, left over or out of order is refused."""
 
     def __init__(self, body: bytes) -> None:
         self._body, self._at = body, 0
 
     def take(self, n_bytes: int) -> bytes:
+        """Returns the next bytes."""
         piece = self._body[self._at : self._at + n_bytes]
         if len(piece) != n_bytes:
             raise _form("a body of the full length")
@@ -271,20 +272,25 @@ class _Reader:
         return piece
 
     def number(self) -> int:
+        """Returns a number of two bytes."""
         return int.from_bytes(self.take(2), "little")
 
     def long_number(self) -> int:
+        """Returns a number of four bytes."""
         return int.from_bytes(self.take(4), "little")
 
     def numbers(self) -> tuple[int, ...]:
+        """Returns a count's ascending numbers."""
         return _ascending(tuple(self.number() for _ in range(self.number())))
 
     def shares(self) -> tuple[tuple[int, bytes], ...]:
+        """Returns a count's shares, each with its owner, in ascending order."""
         shares = tuple((self.number(), self.take(SHARE_BYTES)) for _ in range(self.number()))
         _ascending(tuple(owner for owner, _ in shares))
         return shares
 
     def end(self) -> None:
+        """Refuses bytes that are left."""
         if self._at != len(self._body):
             raise _form("a body without trailing bytes")
 

@@ -3,6 +3,7 @@
     world = World(5)
     attempt = world.attempt(values=...)
     attempt.run(lost={2: "mask"})     # site 2 is silent from phase "mask" on
+    attempt.resumed = True            # each phase of a site is answered by another object, from the last one's bytes
 
 `attempt.until(phase)` stops before a phase's answers, with the coordinator's messages for it in `attempt.messages`:
 from there a dishonest coordinator or peer is a few lines (`secagg_deviations.py`).
@@ -152,9 +153,24 @@ class Attempt:
     values: list[Any]
     messages: dict[int, bytes] = field(default_factory=dict)
     log: list[tuple[str, str, str, bytes]] = field(default_factory=list)
+    resumed: bool = False
+
+    def resume(self, number: int, state: bytes | None = None) -> None:
+        """Puts another object in a site's place, from its state's bytes or others; its coins go on."""
+        last, world = self.participants[number], self.world
+        self.participants[number] = Participant.resume(
+            world.agreement,
+            site=world.site(number),
+            key=world.keys[number],
+            journal=world.journals[number],
+            state=last.state_bytes() if state is None else state,
+            coins=last._coins,
+        )
 
     def answer(self, number: int, phase: str, message: bytes) -> bytes:
         """One site's answer to a message of a phase."""
+        if self.resumed and not isinstance(self.participants[number]._state, Agreement):
+            self.resume(number)
         step: Callable[..., bytes] = getattr(self.participants[number], phase)
         return step(message, self.values[number]) if phase == "mask" else step(message)
 
