@@ -21,6 +21,7 @@ FEW_PATIENTS = 1000  # below, the word "strong" is never earned
 GRID_CELLS = 2**20  # a clipping norm in grid steps, by default
 FEWEST_CELLS, MOST_CELLS = 2**8, 2**26  # at most 2^26: a patient's squared norm stays an exact float64
 MAX_STEPS = 10_000_000
+MOST_SITES = 50  # of a secure sum: everybody deals shares to everybody
 CAP_LOG_PROB = -math.log(1e-15)  # a draw beyond the default cap has at most this probability, 1e-15
 
 
@@ -102,12 +103,7 @@ class LocalPrivacy:
         ... ).draw_cap
         141
         """
-        if self.cap is not None:
-            return self.cap
-        mean = self.n_units * self.sampling_prob
-        third = CAP_LOG_PROB / 3
-        beyond = third + math.sqrt(third**2 + 2 * CAP_LOG_PROB * mean * (1 - self.sampling_prob))
-        return min(self.n_units, math.ceil(mean + beyond))
+        return self.cap or default_cap(self.n_units, self.sampling_prob)
 
     @property
     def grid_step(self) -> float:
@@ -115,7 +111,60 @@ class LocalPrivacy:
         return self.clip_norm / GRID_CELLS if self.grid is None else self.grid
 
 
-PrivacySpec = NoPrivacy | LocalPrivacy
+@dataclass(frozen=True, kw_only=True)
+class DistributedPrivacy:
+    """One noisy sum over all sites in each round, and nobody sees a site's own part of it.
+
+    Each round is one step of DP-SGD as if the recordings were in one place: every patient of every site is drawn with
+    `sampling_prob`, clipped as in mode `local`, and each site adds a share of the noise under masks. With `n_min`
+    sites in the sum, `n_colluding` of which work against the patient, what is left of the noise has a deviation of
+    at least `noise_multiplier * clip_norm`. The model moves by `training.learning_rate` times the decoded sum, by the
+    study's strategy: there is no optimiser at the sites.
+
+    `n_patients_public`, `cap` and `expected_patients` are of each site, and the same for all. `n_parameters` is how
+    many numbers the model has: the accountant needs it, and it is checked before anything is drawn. Every attempt at a
+    round that reached its masked sum is spent; `spare_rounds` attempts more than rounds are reserved and priced.
+    """
+
+    mode: Literal["distributed"]
+    clip_norm: Annotated[float, Interval(1e-6, 1e6)]
+    noise_multiplier: Annotated[float, Interval(0.05, 1e5)]
+    sampling_prob: Annotated[float, Interval(1e-6, 1.0)]
+    n_patients_public: Annotated[int, Interval(2, 1_000_000)]
+    expected_patients: Annotated[float, Interval(1e-3, 1e7)]
+    n_parameters: Annotated[int, Interval(1, 100_000_000)]
+    n_min: Annotated[int, Interval(3, 50)]
+    n_colluding: Annotated[int, Interval(1, 49)]
+    delta: Annotated[float, Interval(1e-10, 0.5)]
+    utterances_per_patient: Annotated[int, Interval(1, 128)] = 8
+    cap: Annotated[int, Interval(1, 10_000_000)] | None = None
+    grid: Annotated[float, Interval(1e-15, 1e4)] | None = None
+    small_population: bool = False
+    max_sites_per_patient: Annotated[int, Interval(1, 50)] = 1
+    seeded_noise: bool = False
+    spare_rounds: Annotated[int, Interval(0, 1000)] = 1
+    counts_noise_multiplier: Annotated[float, Interval(0.05, 1e5)] | None = None
+    counts_utterances: Annotated[int, Interval(1, 128)] = 8
+
+    def steps_in(self, rounds: int) -> int:
+        """How many sums a study of so many rounds reserves: the spare attempts too."""
+        return rounds + self.spare_rounds
+
+    @property
+    def draw_cap(self) -> int:
+        """The largest draw of a site: the study's, or where Bernstein's inequality leaves a larger one 1e-15."""
+        return self.cap or default_cap(self.n_patients_public, self.sampling_prob)
+
+
+PrivacySpec = NoPrivacy | LocalPrivacy | DistributedPrivacy
+Private = LocalPrivacy | DistributedPrivacy
+
+
+def default_cap(n_units: int, sampling_prob: float) -> int:
+    """Returns a cap on draws of so many units that binds with probability 1e-15, by Bernstein's inequality."""
+    mean, third = n_units * sampling_prob, CAP_LOG_PROB / 3
+    beyond = third + math.sqrt(third**2 + 2 * CAP_LOG_PROB * mean * (1 - sampling_prob))
+    return min(n_units, math.ceil(mean + beyond))
 
 
 def largest_delta(n_patients: int) -> float:
@@ -129,31 +178,46 @@ def largest_delta(n_patients: int) -> float:
 
 def problems(spec: PrivacySpec, *, rounds: int, n_sites: int) -> list[str]:
     """Returns what is wrong between constants that are right one by one, each with its key."""
-    if isinstance(spec, NoPrivacy):
-        return []
-    return [*_delta_problems(spec), *_draw_problems(spec), *_size_problems(spec, rounds, n_sites)]
+    match spec:
+        case NoPrivacy():
+            return []
+        case LocalPrivacy():
+            return [
+                *_delta_problems(spec, spec.n_patients_public),
+                *_draw_problems(spec, spec.n_units),
+                *_size_problems(spec, rounds, n_sites),
+            ]
+        case DistributedPrivacy():
+            return [
+                *_delta_problems(spec, spec.n_patients_public * n_sites),
+                *_draw_problems(spec, spec.n_patients_public),
+                *_site_problems(spec, n_sites),
+            ]
 
 
-def weaknesses(spec: LocalPrivacy) -> tuple[str, ...]:
-    """Returns why figures of this study are printed with the word `weak`; empty if nothing is."""
+def weaknesses(spec: Private, *, n_sites: int = 1) -> tuple[str, ...]:
+    """Returns why figures of this study are printed with the word `weak`; empty if nothing is.
+
+    In mode `distributed` a patient hides among those of all `n_sites` sites; in mode `local` among the site's own.
+    """
     reasons = []
-    if spec.n_patients_public < FEW_PATIENTS:
-        reasons.append(f"{spec.n_patients_public} patients at most, fewer than {FEW_PATIENTS:,}")
+    n_patients = spec.n_patients_public * (n_sites if isinstance(spec, DistributedPrivacy) else 1)
+    if n_patients < FEW_PATIENTS:
+        reasons.append(f"{n_patients} patients at most, fewer than {FEW_PATIENTS:,}")
     if spec.small_population:
         reasons.append(
             f"delta {spec.delta:g} (small_population), with the epsilon at {USUAL_DELTA:g} beside it"
         )
-    if spec.unit == "utterance":
+    if isinstance(spec, LocalPrivacy) and spec.unit == "utterance":
         reasons.append("recordings are drawn and clipped one by one, not patients")
     return tuple(reasons)
 
 
-def _delta_problems(spec: LocalPrivacy) -> list[str]:
-    found, largest = [], largest_delta(spec.n_patients_public)
+def _delta_problems(spec: Private, n_patients: int) -> list[str]:
+    found, largest = [], largest_delta(n_patients)
     if spec.delta >= largest:
-        found.append(
-            f"privacy.delta: expected less than n_patients_public^-1.1 = {largest:.3g}; came {spec.delta:g}."
-        )
+        of_all = "n_patients_public" if n_patients == spec.n_patients_public else "(all sites' patients)"
+        found.append(f"privacy.delta: expected less than {of_all}^-1.1 = {largest:.3g}; came {spec.delta:g}.")
     if spec.delta > USUAL_DELTA and not spec.small_population:
         found.append(
             f"privacy.delta: expected at most {USUAL_DELTA:g}; came {spec.delta:g}. A study of few patients may "
@@ -162,16 +226,16 @@ def _delta_problems(spec: LocalPrivacy) -> list[str]:
     return found
 
 
-def _draw_problems(spec: LocalPrivacy) -> list[str]:
-    found, mean = [], spec.n_units * spec.sampling_prob
-    if spec.cap is not None and not mean <= spec.cap <= spec.n_units:
+def _draw_problems(spec: Private, n_units: int) -> list[str]:
+    found, mean = [], n_units * spec.sampling_prob
+    if spec.cap is not None and not mean <= spec.cap <= n_units:
         found.append(
-            f"privacy.cap: expected between the mean draw {mean:g} and all {spec.n_units}; came {spec.cap}. "
+            f"privacy.cap: expected between the mean draw {mean:g} and all {n_units}; came {spec.cap}. "
             "Leave it out for a cap that practically never binds."
         )
-    if spec.expected_patients > spec.n_units:
+    if spec.expected_patients > n_units:
         found.append(
-            f"privacy.expected_patients: expected at most {spec.n_units}; came {spec.expected_patients:g}."
+            f"privacy.expected_patients: expected at most {n_units}; came {spec.expected_patients:g}."
         )
     return found
 
@@ -184,9 +248,24 @@ def _size_problems(spec: LocalPrivacy, rounds: int, n_sites: int) -> list[str]:
         )
     if spec.steps_in(rounds) > MAX_STEPS:
         found.append(f"privacy.steps_per_round: expected at most {MAX_STEPS:,} steps in all rounds together.")
-    if spec.max_sites_per_patient > n_sites:
+    return found + _enrolment_problems(spec, n_sites)
+
+
+def _site_problems(spec: DistributedPrivacy, n_sites: int) -> list[str]:
+    found = _enrolment_problems(spec, n_sites)
+    if not 1 <= spec.n_colluding < spec.n_min <= n_sites:
         found.append(
-            f"privacy.max_sites_per_patient: expected at most n_sites={n_sites}; "
-            f"came {spec.max_sites_per_patient}."
+            f"privacy.n_min, n_colluding: expected 1 <= n_colluding < n_min <= n_sites={n_sites}; came n_colluding="
+            f"{spec.n_colluding}, n_min={spec.n_min}."
         )
+    if n_sites > MOST_SITES:
+        found.append(f"federation.n_sites: expected at most {MOST_SITES} for secure sums; came {n_sites}.")
     return found
+
+
+def _enrolment_problems(spec: Private, n_sites: int) -> list[str]:
+    if spec.max_sites_per_patient <= n_sites:
+        return []
+    return [
+        f"privacy.max_sites_per_patient: expected at most n_sites={n_sites}; came {spec.max_sites_per_patient}."
+    ]

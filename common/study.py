@@ -23,7 +23,14 @@ from sottovoce.common.labels import EMOTIONS
 from sottovoce.common.ledger.entries import Purpose
 from sottovoce.common.ledger.terms import purpose_problem
 from sottovoce.common.model_specs import Fusion, ModelSpec
-from sottovoce.common.privacy_specs import LocalPrivacy, NoPrivacy, PrivacySpec
+from sottovoce.common.privacy_specs import (
+    MOST_SITES,
+    DistributedPrivacy,
+    LocalPrivacy,
+    NoPrivacy,
+    PrivacySpec,
+    Private,
+)
 
 FORMAT = 1
 ACTED = EMOTIONS[:-1]  # what the embedded corpus can act: all but "other"
@@ -187,6 +194,14 @@ class FedProx:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FedAvgM:
+    """Hsu, Qi and Brown 2019: FedAvg with momentum at the coordinator."""
+
+    kind: Literal["fedavgm"]
+    momentum: Annotated[float, Interval(0.0, 1.0, high_open=True)] = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
 class FedAdam:
     """Reddi et al. 2021."""
 
@@ -208,12 +223,29 @@ class FedYogi:
     tau: Positive = 1e-3
 
 
-Strategy = FedAvg | FedProx | FedAdam | FedYogi
+Strategy = FedAvg | FedProx | FedAvgM | FedAdam | FedYogi
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compression:
+    """Updates in words of 8 or 16 bits instead of 32, under secure sums; modes `none` and `local`.
+
+    An update is turned by a public random rotation and rounded to as many levels as the sum of all sites leaves in a
+    word. `norm` is the longest update that is carried whole: a longer one is shortened to it.
+    """
+
+    bits: Literal[8, 16]
+    norm: Annotated[float, Interval(1e-6, 1e6)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Federation:
-    """Who takes part and how rounds go. Weights are public constants: equal unless `site_weights` says more."""
+    """Who takes part and how rounds go. Weights are public constants: equal unless `site_weights` says more.
+
+    `secure_sum` hides each site's update, and its evaluation counts, in the sum of all. Left out, it is on where a
+    mode promises something and there are sites enough (`Study.sums_are_secure`). `largest_change` is the largest
+    change of a single weight, in size, that such a sum carries without compression.
+    """
 
     n_sites: Annotated[int, Interval(1, 10_000)]
     rounds: Annotated[int, Interval(1, 100_000)]
@@ -224,6 +256,9 @@ class Federation:
     quorum: Annotated[int, Interval(1, 10_000)] | None = None
     deadline_seconds: Positive = 3600.0
     max_update_norm: Positive = 1e4
+    secure_sum: bool | None = None
+    compression: Compression | None = None
+    largest_change: Positive = 16.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,6 +329,20 @@ class Study:
     def n_evaluations(self) -> int:
         """How often a run asks sites for counts of their withheld speakers: every so many rounds, and at the end."""
         return -(-self.federation.rounds // self.evaluation.every_rounds)
+
+    @property
+    def cohort_size(self) -> int:
+        """How many sites a round asks."""
+        return min(self.federation.n_sites, self.federation.sites_per_round or self.federation.n_sites)
+
+    @property
+    def sums_are_secure(self) -> bool:
+        """Whether sites mask what they send: always in mode `distributed`, by default in `local` from 3 sites on."""
+        if isinstance(self.privacy, DistributedPrivacy):
+            return True
+        if self.federation.secure_sum is not None:
+            return self.federation.secure_sum
+        return isinstance(self.privacy, LocalPrivacy) and 3 <= self.cohort_size <= MOST_SITES
 
     def digest(self) -> str:
         """Returns the SHA-256 of the study's canonical text, as 64 hexadecimal digits."""
@@ -470,10 +519,62 @@ def _privacy_problems(study: Study) -> list[str]:
     problem = purpose_problem(study.purpose, study.purpose_reference)
     found = [problem] if problem else []
     found += privacy_specs.problems(spec, rounds=federation.rounds, n_sites=federation.n_sites)
-    return found if isinstance(spec, NoPrivacy) else [*found, *_cross_influence_problems(study, spec)]
+    found += _secure_sum_problems(study)
+    if isinstance(spec, NoPrivacy):
+        return found
+    found += _cross_influence_problems(study, spec)
+    return found if found or isinstance(spec, LocalPrivacy) else _distributed_problems(study, spec)
 
 
-def _cross_influence_problems(study: Study, spec: LocalPrivacy) -> list[str]:
+def _secure_sum_problems(study: Study) -> list[str]:
+    federation, found = study.federation, []
+    if isinstance(study.privacy, DistributedPrivacy) and federation.secure_sum is False:
+        found.append(
+            "federation.secure_sum: expected true in mode 'distributed': one share of noise is thin."
+        )
+    if study.sums_are_secure and not 3 <= study.cohort_size <= MOST_SITES:
+        found.append(
+            f"federation.secure_sum: expected 3 to {MOST_SITES} sites in a round; came {study.cohort_size}."
+        )
+    if federation.compression is not None and not study.sums_are_secure:
+        found.append(
+            "federation.compression: expected secure_sum = true beside it; it is a part of secure sums."
+        )
+    if federation.compression is not None and isinstance(study.privacy, DistributedPrivacy):
+        found.append(
+            "federation.compression: expected none in mode 'distributed'; each patient's share is exact whole numbers "
+            "there, and their sum needs all 32 bits (docs/decisions/secure-sums.md)."
+        )
+    return found
+
+
+def _distributed_problems(study: Study, spec: DistributedPrivacy) -> list[str]:
+    """What would make rounds anything but steps of DP-SGD, and constants that no secure sum can carry."""
+    from sottovoce.common.errors import PrivacyError
+    from sottovoce.common.privacy import distributed_plan
+
+    training, federation, found = study.training, study.federation, []
+    if training.optimiser != "sgd" or training.momentum or training.weight_decay:
+        found.append(
+            "training.optimiser: expected 'sgd' without momentum and weight_decay in mode 'distributed'; sites sum "
+            "gradients only. The study's strategy is the optimiser: 'fedavgm' has momentum, 'fedadam' moments."
+        )
+    if federation.sites_per_round is not None or federation.site_weights is not None:
+        found.append("federation: expected no sites_per_round and no site_weights in mode 'distributed'.")
+    if isinstance(federation.strategy, FedProx):
+        found.append(
+            "federation.strategy: expected another than 'fedprox' in mode 'distributed': no pull in one step."
+        )
+    try:
+        distributed_plan.events(
+            spec, rounds=1, n_sites=federation.n_sites, n_counts=1, n_classes=len(study.labels.classes)
+        )
+    except PrivacyError as error:
+        found.append(f"privacy: {error}")
+    return found
+
+
+def _cross_influence_problems(study: Study, spec: Private) -> list[str]:
     """What would let one patient change more than that patient's own clipped share."""
     found = []
     if isinstance(study.evaluation.folds, SpeakerFolds):
@@ -490,6 +591,8 @@ def _cross_influence_problems(study: Study, spec: LocalPrivacy) -> list[str]:
         found.append("evaluation.random_split_that_leaks: expected false in a private mode.")
     if study.training.augmentation != Augmentation():
         found.append("training.augmentation: expected none in a private mode.")
+    if isinstance(spec, DistributedPrivacy):
+        return found
     if spec.trained == "low_rank" and study.model.kind == "linear":
         found.append("privacy.trained: expected 'all' or 'head' for a linear model; it has no body to adapt.")
     if study.normalisation.scheme == "speaker" and spec.unit == "utterance":

@@ -20,8 +20,8 @@ from sottovoce.common import predictions, summary
 from sottovoce.common.errors import RunError
 from sottovoce.common.folds import n_folds
 from sottovoce.common.predictions import Prediction
-from sottovoce.common.privacy import plan
-from sottovoce.common.privacy_specs import LocalPrivacy
+from sottovoce.common.privacy import of_study
+from sottovoce.common.privacy_specs import NoPrivacy
 from sottovoce.common.run_files import (
     CellFacts,
     RoundFacts,
@@ -122,9 +122,9 @@ def resolve(execution: Execution) -> Execution:
 
 def stamp_of(study: Study) -> str:
     """Returns what every artefact of a run says of privacy; where noise is secret, also how often it was spent."""
-    stamp = plan.stamp(study.privacy, study.federation.rounds, n_counts=study.n_evaluations)
+    stamp = of_study.stamp(study)
     n = sum(cell.arm == FEDERATED for cell in cells_of(study, twins=False))
-    if n == 1 or not isinstance(study.privacy, LocalPrivacy) or study.privacy.seeded_noise:
+    if n == 1 or isinstance(study.privacy, NoPrivacy) or study.privacy.seeded_noise:
         return stamp
     return f"{stamp}; in one federation: this run made {n}, and a patient of several gave away more"
 

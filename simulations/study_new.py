@@ -249,7 +249,7 @@ scheme = "speaker"              # by all of a speaker's own recordings, unlabell
 n_sites = {n_sites}
 rounds = {rounds}
 partition = {{ kind = "speaker_blocks" }}
-strategy = {{ kind = "fedavg" }}  # fedavg, fedprox, fedadam, fedyogi
+strategy = {{ kind = "fedavg" }}  # fedavg, fedprox, fedavgm, fedadam, fedyogi
 
 [privacy]
 {privacy}

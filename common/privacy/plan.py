@@ -33,7 +33,6 @@ from sottovoce.common.privacy_specs import (
     USUAL_DELTA,
     LocalPrivacy,
     NoPrivacy,
-    PrivacySpec,
     weaknesses,
 )
 
@@ -226,7 +225,7 @@ def cost(spec: LocalPrivacy, rounds: int, *, n_counts: int = 0) -> Cost:
     )
 
 
-def stamp(spec: PrivacySpec, rounds: int, *, n_counts: int = 0) -> str:
+def stamp(spec: NoPrivacy | LocalPrivacy, rounds: int, *, n_counts: int = 0) -> str:
     """Returns what every artefact of a study says of its privacy, in one line.
 
     Raises:

@@ -15,8 +15,8 @@ Guarantees:
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from sottovoce.common.study import FedAdam, FedAvg, FedProx, FedYogi, Strategy
-from sottovoce.server.strategies import fedadam, fedavg, fedprox, fedyogi
+from sottovoce.common.study import FedAdam, FedAvg, FedAvgM, FedProx, FedYogi, Strategy
+from sottovoce.server.strategies import fedadam, fedavg, fedavgm, fedprox, fedyogi
 from sottovoce.server.strategies.state import ServerState, Vector, frozen
 
 __all__ = ["Algorithm", "ServerState", "Vector", "frozen", "of"]
@@ -40,6 +40,8 @@ def of(spec: Strategy) -> Algorithm:
             return Algorithm(
                 init=fedavg.init, apply=fedavg.apply, client_config=fedprox.client_config(spec.mu)
             )
+        case FedAvgM():
+            return Algorithm(init=fedavgm.init, apply=lambda state, mean: fedavgm.apply(state, mean, spec))
         case FedAdam():
             return Algorithm(init=fedadam.init, apply=lambda state, mean: fedadam.apply(state, mean, spec))
         case FedYogi():

@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sottovoce.common.privacy import plan
+from sottovoce.common.privacy import of_study
 from sottovoce.common.study import Study
 from sottovoce.simulations.audit import linking, membership, sex
 from sottovoce.simulations.audit.figures import CHANCE_AUC, Floats, auc
@@ -87,7 +87,7 @@ def plain(found: Empirical) -> dict[str, Any]:
         "format": 1,
         "made_by": f"sottovoce {metadata.version('sottovoce')}",
         "study": {"name": study.name, "digest": study.digest()},
-        "claim": plan.stamp(study.privacy, study.federation.rounds, n_counts=study.n_evaluations),
+        "claim": of_study.stamp(study),
         "canaries": {
             "verdict": verdict(run),
             "alarm": run.alarm,

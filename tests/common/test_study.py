@@ -60,12 +60,12 @@ def test_what_changes_only_speed_is_not_part_of_a_study() -> None:
 
 def test_privacy_mode_is_required() -> None:
     (problem,) = problems_of(GOOD.replace('privacy = { mode = "none" }', "privacy = {}"))
-    assert problem.startswith("privacy.mode: expected one of none, local; came nothing.")
+    assert problem.startswith("privacy.mode: expected one of none, local, distributed; came nothing.")
 
 
-def test_a_mode_that_cannot_run_yet_is_one_clear_error() -> None:
-    (problem,) = problems_of(GOOD.replace('"none"', '"distributed"'))
-    assert problem == "privacy.mode: expected one of none, local; came 'distributed'."
+def test_an_unknown_mode_is_one_clear_error() -> None:
+    (problem,) = problems_of(GOOD.replace('"none"', '"gauss"'))
+    assert problem == "privacy.mode: expected one of none, local, distributed; came 'gauss'."
 
 
 LOCAL = """{ mode = "local", clip_norm = 1.0, noise_multiplier = 1.0, sampling_prob = 0.1, n_patients_public = 2000, \
@@ -169,3 +169,61 @@ def test_a_file_that_is_no_study_is_an_error_not_a_crash(tmp_path: Path) -> None
 def test_every_scenario_is_a_study_that_can_run(path: Path) -> None:
     study = load(path)
     assert study.name == path.stem
+
+
+DISTRIBUTED = """{ mode = "distributed", clip_norm = 1.0, noise_multiplier = 4.0, sampling_prob = 1.0, \
+n_patients_public = 200, expected_patients = 160.0, n_parameters = 136, n_min = 4, n_colluding = 1, delta = 1e-5 }"""
+
+
+def a_distributed_study(**changes: str) -> str:
+    text = PRIVATE.replace(LOCAL, DISTRIBUTED).replace("learning_rate", 'optimiser = "sgd", learning_rate')
+    text = text.replace("n_sites = 3", "n_sites = 5")
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    return text
+
+
+def test_a_distributed_study_has_secure_sums_whatever_else_it_says() -> None:
+    study = loads(a_distributed_study())
+    assert study.sums_are_secure
+    (problem,) = problems_of(a_distributed_study().replace("rounds = 2", "rounds = 2, secure_sum = false"))
+    assert problem.startswith("federation.secure_sum: expected true in mode 'distributed'")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('optimiser = "sgd"', 'optimiser = "adam"', "training.optimiser: expected 'sgd'"),
+        ("rounds = 2", "rounds = 2, sites_per_round = 4", "federation: expected no sites_per_round"),
+        (
+            "n_min = 4",
+            "n_min = 6",
+            "privacy.n_min, n_colluding: expected 1 <= n_colluding < n_min <= n_sites=5",
+        ),
+        ("n_colluding = 1", "n_colluding = 4", "privacy.n_min, n_colluding: expected"),
+        (
+            "delta = 1e-5",
+            "delta = 6e-4",
+            "privacy.delta: expected less than (all sites' patients)^-1.1 = 0.000501",
+        ),
+        ("clip_norm = 1.0", "clip_norm = 1.0, grid = 1e-9", "privacy: Expected sums that 32 bits hold"),
+        (
+            "rounds = 2",
+            "rounds = 2, compression = { bits = 16, norm = 1.0 }",
+            "federation.compression: expected none in mode 'distributed'",
+        ),
+    ],
+)
+def test_constants_that_no_distributed_study_can_have(old: str, new: str, expected: str) -> None:
+    assert any(problem.startswith(expected) for problem in problems_of(a_distributed_study(**{old: new})))
+
+
+def test_secure_sums_are_on_where_something_is_promised_and_sites_are_enough() -> None:
+    assert not loads(GOOD).sums_are_secure
+    assert loads(GOOD.replace("rounds = 2", "rounds = 2, secure_sum = true")).sums_are_secure
+    assert loads(PRIVATE).sums_are_secure
+    assert not loads(PRIVATE.replace("n_sites = 3", "n_sites = 2")).sums_are_secure
+    (problem,) = problems_of(
+        GOOD.replace("n_sites = 3", "n_sites = 2").replace("rounds = 2", "rounds = 2, secure_sum = true")
+    )
+    assert problem.startswith("federation.secure_sum: expected 3 to 50 sites")

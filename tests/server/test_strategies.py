@@ -14,6 +14,7 @@ from tests.fakes.federations import honest_app, nodes_of
 SPECS = [
     study.FedAvg(kind="fedavg"),
     study.FedProx(kind="fedprox", mu=0.3),
+    study.FedAvgM(kind="fedavgm", momentum=0.7),
     study.FedAdam(kind="fedadam", server_learning_rate=0.1, beta1=0.9, beta2=0.99, tau=1e-3),
     study.FedYogi(kind="fedyogi", server_learning_rate=0.05, beta1=0.8, beta2=0.9, tau=1e-2),
 ]
@@ -46,6 +47,13 @@ def test_fedprox_is_fedavg_and_tells_the_clients_its_strength() -> None:
     assert (strategy.init, strategy.apply, plain.client_config) == (plain.init, plain.apply, {})
 
 
+def test_fedavgm_by_hand() -> None:
+    # velocity 2, then 0.5 * 2 - 1 = 0, then 0.5 * 0 + 1 = 1
+    spec = study.FedAvgM(kind="fedavgm", momentum=0.5)
+    state = after(spec, vector(1.0), vector(2.0), vector(-1.0), vector(1.0))
+    np.testing.assert_array_equal(state.weights, vector(4.0))
+
+
 def test_fedadam_by_hand() -> None:
     # m = 0.5 * 2 = 1; v = 0.25 * 4 = 1; step = 0.5 * 1 / (1 + 0.5) = 1/3
     state = after(ADAM, vector(0.0), vector(2.0))
@@ -68,6 +76,8 @@ def flowers_own(spec: study.Strategy) -> flowers.Strategy:
     match spec:
         case study.FedAvg() | study.FedProx():
             return flowers.FedAvg()
+        case study.FedAvgM():
+            return flowers.FedAvgM(server_learning_rate=1.0, server_momentum=spec.momentum)
         case study.FedAdam():
             rule: type[flowers.FedAdam] | type[flowers.FedYogi] = flowers.FedAdam
         case study.FedYogi():

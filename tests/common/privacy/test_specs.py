@@ -93,9 +93,9 @@ class Table:
     [
         ({"mode": "none"}, []),
         ({"mode": "none", "delta": 1e-5}, ["privacy.delta: unknown key; expected one of mode."]),
-        ({"mode": "distributed"}, ["privacy.mode: expected one of none, local; came 'distributed'."]),
-        ({}, ["privacy.mode: expected one of none, local; came nothing."]),
-        ("none", ["privacy.mode: expected one of none, local; came 'none'."]),
+        ({"mode": "gauss"}, ["privacy.mode: expected one of none, local, distributed; came 'gauss'."]),
+        ({}, ["privacy.mode: expected one of none, local, distributed; came nothing."]),
+        ("none", ["privacy.mode: expected one of none, local, distributed; came 'none'."]),
     ],
 )
 def test_a_study_says_its_mode_and_only_the_keys_of_that_mode(table: object, expected: list[str]) -> None:

@@ -1,0 +1,144 @@
+"""What a study of mode `distributed` promises: its constants as mechanisms, as events, and as one sentence.
+
+    mechanism = update_mechanism(study.privacy, n_sites=10)      # of each round's sum
+    found = cost(events(study.privacy, rounds=30, n_sites=10, n_counts=1, n_classes=8), study.privacy.delta)
+
+The joint guarantee is `distributed.py`'s; here it gets the study's numbers, and nothing else decides them.
+
+Guarantees:
+  - Sites, coordinator, accountant and ledger take their constants from these functions, from the same frozen spec.
+  - Evaluation counts go through a sum of the same kind, as one release of all patients.
+"""
+
+import math
+from dataclasses import replace
+from functools import lru_cache
+
+from sottovoce.common.errors import PrivacyError
+from sottovoce.common.privacy.distributed import DistributedMechanism, finest_grid
+from sottovoce.common.privacy.distributed_accountant import DistributedEvent, epsilon
+from sottovoce.common.privacy.stages import SIMULATED
+from sottovoce.common.privacy_specs import USUAL_DELTA, DistributedPrivacy, weaknesses
+
+
+@lru_cache(maxsize=64)
+def update_mechanism(spec: DistributedPrivacy, *, n_sites: int) -> DistributedMechanism:
+    """Returns what each round's sum goes through.
+
+    Raises:
+        PrivacyError: the ring of the secure sum cannot carry these constants.
+    """
+    return _mechanism(
+        spec,
+        n_sites,
+        clip_norm=spec.clip_norm,
+        noise_multiplier=spec.noise_multiplier,
+        cap=spec.draw_cap,
+        n_parameters=spec.n_parameters,
+        grid=spec.grid,
+    )
+
+
+@lru_cache(maxsize=64)
+def counts_mechanism(spec: DistributedPrivacy, *, n_sites: int, n_classes: int) -> DistributedMechanism:
+    """Returns what evaluation counts go through: all withheld patients, each with at most `counts_utterances`.
+
+    Raises:
+        PrivacyError: the study pays for no counts, or the ring cannot carry them.
+    """
+    if spec.counts_noise_multiplier is None:
+        raise PrivacyError(
+            "This study pays for no evaluation counts: privacy.counts_noise_multiplier is missing."
+        )
+    return _mechanism(
+        spec,
+        n_sites,
+        clip_norm=float(spec.counts_utterances),
+        noise_multiplier=spec.counts_noise_multiplier,
+        cap=spec.n_patients_public,
+        n_parameters=n_classes**2,
+        grid=None,
+    )
+
+
+def for_survivors(
+    mechanism: DistributedMechanism, spec: DistributedPrivacy, n_summed: int
+) -> DistributedMechanism:
+    """Returns the mechanism with the public divisor of so many sites: a mean stays a mean when some were lost."""
+    return replace(mechanism, expected_patients=spec.expected_patients * n_summed)
+
+
+def events(
+    spec: DistributedPrivacy, *, rounds: int, n_sites: int, n_counts: int, n_classes: int
+) -> list[DistributedEvent]:
+    """Returns what ledgers record for so many rounds (spare attempts too) and releases of evaluation counts."""
+    charged = [training_event(spec, spec.steps_in(rounds), n_sites=n_sites)]
+    if spec.counts_noise_multiplier is not None and n_counts:
+        counts = counts_mechanism(spec, n_sites=n_sites, n_classes=n_classes)
+        # Spare attempts here too: an attempt at a sum that was lost after its vectors were sent is spent.
+        steps = n_counts + spec.spare_rounds
+        charged.append(counts.event(sampling_prob=1.0, steps=steps, n_patients=spec.n_patients_public))
+    return charged
+
+
+def training_event(spec: DistributedPrivacy, steps: int, *, n_sites: int) -> DistributedEvent:
+    """Returns so many sums of clipped gradients as the accountant's event."""
+    mechanism = update_mechanism(spec, n_sites=n_sites)
+    return mechanism.event(sampling_prob=spec.sampling_prob, steps=steps, n_patients=spec.n_patients_public)
+
+
+def sentence(spec: DistributedPrivacy, charged: list[DistributedEvent], *, n_sites: int) -> str:
+    """Returns the figure as one line, with what it rests on.
+
+    Raises:
+        PrivacyError: there is no finite figure.
+    """
+    figure = epsilon(charged, spec.delta)
+    if not math.isfinite(figure):
+        raise PrivacyError(
+            f"privacy: this study has no finite epsilon at delta {spec.delta:g}; expected more noise, fewer rounds, or "
+            "a larger cap on the draw. Ask `sottovoce privacy plan`."
+        )
+    said = f"epsilon {_rounded_up(figure)} at delta {spec.delta:g} for each patient"
+    if spec.delta > USUAL_DELTA:
+        said += f" (epsilon {_rounded_up(epsilon(charged, USUAL_DELTA))} at {USUAL_DELTA:g})"
+    others = _rounded_up(epsilon(charged, spec.delta, n_colluding=spec.n_min - 1))
+    said += (
+        f", while at most {spec.n_colluding} of the {spec.n_min} hospitals that a sum needs collude "
+        f"(epsilon {others} if all others do)"
+    )
+    if weak := weaknesses(spec, n_sites=n_sites):
+        said += f"; weak: {'; '.join(weak)}"
+    return f"{SIMULATED}; this study would cost {said}" if spec.seeded_noise else said
+
+
+def _mechanism(
+    spec: DistributedPrivacy,
+    n_sites: int,
+    *,
+    clip_norm: float,
+    noise_multiplier: float,
+    cap: int,
+    n_parameters: int,
+    grid: float | None,
+) -> DistributedMechanism:
+    shared = {
+        "clip_norm": clip_norm,
+        "noise_multiplier": noise_multiplier,
+        "n_sites": n_sites,
+        "n_min": spec.n_min,
+        "n_colluding": spec.n_colluding,
+        "cap": cap,
+        "n_parameters": n_parameters,
+    }
+    return DistributedMechanism(
+        **shared,  # type: ignore[arg-type]
+        grid_step=grid or finest_grid(**shared),  # type: ignore[arg-type]
+        expected_patients=spec.expected_patients * n_sites,
+        seeded_noise=spec.seeded_noise,
+    )
+
+
+def _rounded_up(figure: float) -> str:
+    """An upper bound that was rounded to the nearest would be none."""
+    return f"{math.ceil(100 * figure) / 100:.2f}" if math.isfinite(figure) else "inf"
