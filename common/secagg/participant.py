@@ -118,6 +118,11 @@ class Participant:
         """
         return encode_state(self._state)
 
+    @property
+    def may_mask(self) -> bool:
+        """Whether the vector is what is due: to be asked before one is computed, which may cost a budget."""
+        return isinstance(self._state, Dealt)
+
     def advert(self, opening: bytes) -> bytes:
         """Answers the opening with this site's keys."""
 
