@@ -1,13 +1,15 @@
 """Secure sums: `python -m sottovoce.simulations.bench secagg`, from a checkout.
 
 Cost of one attempt of 10 sites and 10^6 parameters with 3 sites lost after they dealt (the dearest moment: each
-of their masks must be rebuilt and taken off); every pattern of loss of 5 and 6 sites; random attempts of up to 50
-sites of which up to a third are lost; and the second implementation on random transcripts.
+of their masks must be rebuilt and taken off); the same of Flower's SecAgg+, and what that goes along with; scripted
+deviations; every pattern of loss of 3 to 6 sites; random attempts of up to 50 sites of which up to a third are
+lost; and the second implementation on random transcripts.
 
 CPU seconds of one thread. A client's are of all five of its answers, signatures and all.
 """
 
 import functools
+import hashlib
 import importlib
 import math
 import os
@@ -19,23 +21,29 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from sottovoce.common.errors import SecureSumError
+from sottovoce.common.secagg.complaint import proves, read_complaint
 from sottovoce.common.secagg.journal import PHASES
 from sottovoce.simulations.bench.timing import ROOT, NotMeasured, Parts, Row, parts_run, processes, report
 
-N_REPEATS = 5
+N_REPEATS = N_FLOWER_REPEATS = 5
 N_SITES, LENGTH, N_LOST = 10, 1_000_000, 3
+N_DEVIATIONS = 25
 LARGEST_PATTERN = 6
 N_RANDOM, MAX_SITES = 10_000, 50
+MAX_RANDOM_LENGTH = 64
 N_TRANSCRIPTS = 1000
-CHUNK = 50
+CHUNK = 20
 
 
 def measure(**sizes: int) -> dict[str, Any]:
-    """Runs all parts, or those of another size: about an hour of one core, nearly all of it `random`."""
+    """Runs all parts, or those of another size: most of an hour of one core, nearly all of it `random`."""
     parts: Parts = {
         "cost": (N_REPEATS, _cost),
+        "flower": (N_FLOWER_REPEATS, _flower),
+        "deviations": (N_DEVIATIONS, _deviations),
         "patterns": (LARGEST_PATTERN, _patterns),
         "transcripts": (N_TRANSCRIPTS, _transcripts),
         "random": (N_RANDOM, _random),
@@ -100,10 +108,16 @@ def _attempt(values: list[Any], lost: Mapping[str, str]) -> tuple[_Meter, Any]:
     return meter, meter.clocked("coordinator", server.finish)
 
 
-def _cost(n_repeats: int) -> list[Row]:
+def _values() -> list[npt.NDArray[np.int64]]:
     draw = np.random.default_rng(0)
-    values = [draw.integers(-(10**8), 10**8, LENGTH, dtype=np.int64) for _ in range(N_SITES)]
-    lost = {f"hospital-{number:02}": "mask" for number in (1, 4, 8)}
+    return [draw.integers(-(10**8), 10**8, LENGTH, dtype=np.int64) for _ in range(N_SITES)]
+
+
+LOST = {f"hospital-{number:02}": "mask" for number in (1, 4, 8)}
+
+
+def _cost(n_repeats: int) -> list[Row]:
+    values, lost = _values(), LOST
     sites = [f"hospital-{number:02}" for number in range(N_SITES)]
     meters, exact = [], True
     for _ in range(n_repeats):
@@ -148,9 +162,117 @@ def _cost(n_repeats: int) -> list[Row]:
     ]
 
 
+def _flower(n_repeats: int) -> list[Row]:
+    """Flower's own, in turns with ours, at the same sites, threshold, length and losses."""
+    # Flower's legacy classes, and all that they import, only when they are measured.
+    from sottovoce.simulations.bench import flower_secagg as flower
+
+    values = _values()
+    vectors = [(each / 10**8).astype(np.float32) for each in values]
+    lost = {int(site[-2:]) + 1: flower.MASK for site in LOST}
+    kept = [vector for node, vector in enumerate(vectors, start=1) if node not in lost]
+    mean, client, server, ours = (
+        np.mean(kept, axis=0),
+        list[float](),
+        list[float](),
+        list[tuple[float, float]](),
+    )
+    for _ in range(n_repeats):
+        found, meter = flower.play(vectors, lost=lost), _attempt(values, LOST)[0]
+        if found.mean is None:
+            raise NotMeasured(f"Flower's round came to no mean: {found.error} {found.wire.errors}")
+        client.append(max(found.wire.seconds.values()))
+        server.append(found.server_seconds)
+        coordinator = meter.seconds.pop("coordinator")
+        ours.append((max(meter.seconds.values()), coordinator))
+    apart = float(np.abs(found.mean - mean).max()) / flower.GRAIN
+    up = max(flower.uploaded(found.wire, node) for node in range(1, N_SITES + 1))
+    what = f"Flower's SecAgg+, {N_SITES} sites, {LENGTH:,} parameters, {len(lost)} lost: "
+    versus = [statistics.median(each) for each in zip(*ours, strict=True)]
+    return [
+        Row(
+            what=f"{what}CPU of the dearest client",
+            value=statistics.median(client),
+            ratio=statistics.median(client) / versus[0],
+            against="ours",
+            note=f"quantisation in it; the mean is {apart:.2g} of its steps off",
+        ),
+        Row(
+            what=f"{what}CPU of the server",
+            value=statistics.median(server),
+            ratio=statistics.median(server) / versus[1],
+            against="ours",
+        ),
+        Row(
+            what=f"{what}upload of a client",
+            value=up / 1e6,
+            unit="MB",
+            ratio=up / (4 * LENGTH),
+            against="float32",
+        ),
+        *_flower_breaks(),
+    ]
+
+
+def _flower_breaks() -> list[Row]:
+    from sottovoce.simulations.bench import flower_secagg as flower
+
+    vectors = list(np.random.default_rng(1).uniform(-1, 1, (N_SITES, 8)).astype(np.float32))
+    early = {stage: flower.play(vectors, lost={3: stage}) for stage in (flower.SETUP, flower.SHARE)}
+    why = sorted({error for played in early.values() for error in played.wire.errors})
+    through = [
+        name
+        for name, attack in flower.ATTACKS.items()
+        if np.abs(attack(vectors) - vectors[0]).max() <= flower.GRAIN
+    ]
+    return [
+        Row(
+            what="Flower's SecAgg+, one of 10 sites lost before it dealt: rounds that came to a mean",
+            value=float(sum(played.mean is not None for played in early.values())),
+            unit=f"of {len(early)}",
+            note=f"lost in {' or '.join(early)}; every other site: {'; '.join(why)}",
+        ),
+        Row(
+            what="attacks of a dishonest server that gave it one site's update of Flower's SecAgg+",
+            value=float(len(through)),
+            unit=f"of {len(flower.ATTACKS)}",
+            note="; ".join(through),
+        ),
+    ]
+
+
+def _deviations(at_least: int) -> list[Row]:
+    fakes = _fake("secagg_deviations")
+    through, proved = list[str](), 0
+    for deviation in fakes.DEVIATIONS:
+        try:
+            refusal = deviation.play()
+            roster = refusal.attempt.world.roster
+            complaint = read_complaint(refusal.error.complaint, roster)
+        except (fakes.NotRefused, SecureSumError):
+            through.append(deviation.name)
+            continue
+        told = (complaint.reason, complaint.accused, complaint.evidence_sha256)
+        expected = hashlib.sha256(refusal.error.evidence).hexdigest()
+        if told != (deviation.reason, deviation.accused, expected):
+            through.append(deviation.name)
+        proved += proves(complaint, roster)
+    n_peers = sum(deviation.by == "peer" for deviation in fakes.DEVIATIONS)
+    row = Row(
+        what=f"of {len(fakes.DEVIATIONS)} scripted deviations: not refused with a complaint that verifies",
+        value=float(len(through)),
+        unit="",
+        bar=f"0 of at least {at_least}",
+        met=not through and len(fakes.DEVIATIONS) >= at_least,
+        note=f"{n_peers} of peers, the others of the coordinator; {proved} complaints prove it by the accused's own "
+        f"signature{''.join(f'; {name}' for name in through)}",
+    )
+    return [row]
+
+
 def _patterns(largest: int) -> list[Row]:
     fakes, rows = _fake("secagg"), []
-    for n_sites in range(5, largest + 1):
+    for n_sites in range(3, largest + 1):
         every = fakes.patterns(n_sites)
         with fakes.remembered_signatures():
             wrong = sum(count for lost, count in every.items() if not _right(fakes, n_sites, dict(lost)))
@@ -208,7 +330,12 @@ def _random_piece(seeds: range) -> tuple[int, int, int]:
         lost = {number: draw.choice(PHASES) for number in chosen}
         n_min = draw.choice((3, 3, draw.randint(3, n_sites)))
         bound = draw.randint(1, (2**31 - 1) // n_sites)
-        world = {"n_min": n_min, "bound": bound, "length": draw.randint(1, 100), "name": f"run {seed}"}
+        world = {
+            "n_min": n_min,
+            "bound": bound,
+            "length": draw.randint(1, MAX_RANDOM_LENGTH),
+            "name": f"run {seed}",
+        }
         with fakes.remembered_signatures():  # of this attempt alone: its parties check the same ones
             right = _right(fakes, n_sites, lost, **world)
         wrong += not right
