@@ -33,6 +33,7 @@ from sottovoce.common.privacy_specs import (
     USUAL_DELTA,
     LocalPrivacy,
     NoPrivacy,
+    Private,
     weaknesses,
 )
 
@@ -93,9 +94,9 @@ class Draw:
 
 
 def draw(
-    spec: LocalPrivacy, owners: Indices, n_patients: int, source: Source, *, withdrawn: Collection[int] = ()
+    spec: Private, owners: Indices, n_patients: int, source: Source, *, withdrawn: Collection[int] = ()
 ) -> Draw:
-    """Draws one step's units by the secret coins.
+    """Draws one step's units by the secret coins; the same in both private modes.
 
     `owners[i]` is the patient (0 to n_patients - 1) of recording i.
 
@@ -108,7 +109,7 @@ def draw(
             f"Expected at most n_patients_public={spec.n_patients_public} patients; this site has more. "
             "It cannot take part in this study."
         )
-    if spec.unit == "utterance":
+    if isinstance(spec, LocalPrivacy) and spec.unit == "utterance":
         return _draw_recordings(spec, owners, source, withdrawn)
     patients = draw_units(
         n_patients, sampling_prob=spec.sampling_prob, cap=spec.draw_cap, source=source, withdrawn=withdrawn
@@ -260,7 +261,7 @@ def _rounded_up(epsilon: float) -> str:
     return f"{math.ceil(100 * epsilon) / 100:.2f}" if math.isfinite(epsilon) else "inf"
 
 
-def _check_source(spec: LocalPrivacy, source: Source) -> None:
+def _check_source(spec: Private, source: Source) -> None:
     if source.simulated and not spec.seeded_noise:
         raise PrivacyError(
             "Expected a secret source; came a seeded one, and the study does not say seeded_noise = true."
