@@ -15,7 +15,6 @@ from sottovoce.common.config import Interval, canonical
 from sottovoce.common.errors import SecureSumError
 from sottovoce.common.keys import SigningKey, verified
 from sottovoce.common.secagg.session import (
-    MAX_LENGTH,
     Hex32,
     Natural,
     Roster,
@@ -145,7 +144,7 @@ def proves(complaint: Complaint, roster: Roster) -> bool:
     key, evidence = roster.key_of(complaint.accused), _raw(complaint.evidence)
     for kind in Kind:
         try:
-            envelope = parse(evidence, kind, length=MAX_LENGTH)
+            envelope = parse(evidence, kind, vector_bytes=MAX_EVIDENCE_BYTES)
         except SecureSumError:
             continue
         return key is not None and envelope.signed_by(key)

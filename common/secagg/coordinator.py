@@ -103,7 +103,7 @@ class Coordinator:
         self._keys: dict[int, Advert] = {}
         self._view = b""
         self._letters: dict[int, _Letters] = {}
-        self._total: masks.Ring = np.zeros(session.length, np.uint32)
+        self._total: masks.Ring = masks.zeros(session.length, bits=session.ring_bits)
         self._consent = Consent(view=b"", dealers=(), survivors=())
         self._consents: dict[int, bytes] = {}
         self._reveals: dict[int, Reveal] = {}
@@ -250,9 +250,9 @@ class Coordinator:
         )
 
     def _take_masked(self, number: int, body: bytes, data: bytes) -> None:
-        if len(body) != masks.WORD_BYTES * self._session.length:
+        if len(body) != self._session.vector_bytes:
             _refuse("form", "Expected a vector of the session's length; came another.")
-        self._total += masks.from_wire(body)
+        self._total += masks.from_wire(body, bits=self._session.ring_bits)
 
     def _take_consent(self, number: int, body: bytes, data: bytes) -> None:
         if decode_consent(body) != self._consent:

@@ -2,13 +2,13 @@
 
 The coordinator states a `Session`; a site compares it with what it knows by itself, its `Agreement`. The digest of
 the session is in every signature and every derived key, so that nothing said in one attempt means anything in
-another: another run, round, attempt, roster, cohort, threshold, length, bound or model is another digest.
+another: another run, round, attempt, roster, cohort, threshold, ring, length, bound or model is another digest.
 
 Guarantees:
   - One session has one encoding; `decode_session` refuses every other, and raises nothing but SecureSumError.
   - A session that `refuse_unless_agreed` lets pass has only members of the site's own roster, under their pinned
-    keys; the threshold ceil(2n/3); at least max(threshold, 3, n_min) sites; and the site's own run, round, length,
-    bound, n_min and model.
+    keys; the threshold ceil(2n/3); at least max(threshold, 3, n_min) sites; and the site's own run, round, ring,
+    length, bound, n_min and model.
 """
 
 import hashlib
@@ -20,12 +20,13 @@ from typing import Annotated, Any, Literal
 
 from sottovoce.common.config import Interval, build, canonical
 from sottovoce.common.errors import SecureSumError
+from sottovoce.common.secagg.masks import WIDTHS, largest_sum
 
 PROTOCOL = "sottovoce/secagg/1"
 COORDINATOR = "coordinator"  # what complaints call it; no site may be called so
 MIN_SITES, MAX_SITES = 3, 50
-RING_BITS = 32
-MAX_SUM = 2**31 - 1  # of one element of the sum, in size: beyond it the ring wraps
+RING_BITS = 32  # of a study that does not say otherwise
+MAX_SUM = largest_sum(RING_BITS)
 MAX_LENGTH = 2**27
 MAX_SESSION_BYTES = 16_384
 
@@ -47,6 +48,7 @@ class Member:
     public_key: Hex32
 
 
+_TERMS = ("run", "round", "ring_bits", "length", "value_bound", "n_min")
 Cohort = Annotated[tuple[Member, ...], Interval(1, MAX_SITES)]
 
 
@@ -69,7 +71,8 @@ class Agreement:
     """What a site knows by itself of a sum it may take part in, before the coordinator says a word.
 
     `model_digest` is of the model that this site was given: sites that were given different models never
-    agree on a session. `n_min` is the study's smallest cohort for which the noise was sized.
+    agree on a session. `n_min` is the study's smallest cohort for which the noise was sized. `ring_bits` is 8, 16 or
+    32: what an element takes on the wire; all sites' values together must stay in that ring.
     """
 
     roster: Roster
@@ -79,6 +82,7 @@ class Agreement:
     length: int
     value_bound: int
     model_digest: str
+    ring_bits: int = RING_BITS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +106,11 @@ class Session:
     def n_sites(self) -> int:
         """Returns how many sites were invited."""
         return len(self.cohort)
+
+    @property
+    def vector_bytes(self) -> int:
+        """Returns the size of a masked vector."""
+        return self.length * self.ring_bits // 8
 
     @property
     def quorum(self) -> int:
@@ -142,7 +151,7 @@ def session_for(agreement: Agreement, *, attempt: int, sites: Sequence[str]) -> 
         cohort=tuple(sorted(chosen, key=lambda member: member.site)),
         threshold=threshold_of(len(chosen)),
         n_min=agreement.n_min,
-        ring_bits=RING_BITS,
+        ring_bits=agreement.ring_bits,
         length=agreement.length,
         value_bound=agreement.value_bound,
         model_digest=agreement.model_digest,
@@ -191,13 +200,12 @@ def refuse_unless_agreed(session: Session, agreement: Agreement) -> None:
         raise SecureSumError("roster", "Expected sites and keys of the study's roster; came a stranger.")
     if session.model_digest != agreement.model_digest:
         raise SecureSumError("model", "Expected a sum for the model that this site was given; came another.")
-    stated = (session.run, session.round, session.length, session.value_bound, session.n_min)
-    own = (agreement.run, agreement.round, agreement.length, agreement.value_bound, agreement.n_min)
-    if stated != own or session.ring_bits != RING_BITS or session.n_sites * session.value_bound > MAX_SUM:
+    differ = any(getattr(session, term) != getattr(agreement, term) for term in _TERMS)
+    if differ or not _stays_in_its_ring(session):
         raise SecureSumError(
             "terms",
-            f"Expected run, round, length, bound and n_min as the study has them and a ring of {RING_BITS} bits"
-            " that the sum cannot leave; came others.",
+            "Expected run, round, ring, length, bound and n_min as the study has them, and a ring of"
+            f" {' or '.join(map(str, WIDTHS))} bits that the sum cannot leave; came others.",
         )
     if session.threshold != threshold_of(session.n_sites):
         raise SecureSumError(
@@ -207,6 +215,11 @@ def refuse_unless_agreed(session: Session, agreement: Agreement) -> None:
         raise SecureSumError(
             "cohort", f"Expected at least {session.quorum} sites; came {session.n_sites}. Invite more."
         )
+
+
+def _stays_in_its_ring(session: Session) -> bool:
+    bits = session.ring_bits
+    return bits in WIDTHS and session.n_sites * session.value_bound <= largest_sum(bits)
 
 
 def _printable(value: Any) -> bool:

@@ -205,7 +205,7 @@ def masked(
     """
     session = state.session
     shares = {dealer: _opened(state, dealer, message) for dealer, message in _dealers(state, messages)}
-    total = masks.wrap(values, length=session.length, bound=session.value_bound)
+    total = masks.wrap(values, length=session.length, bound=session.value_bound, bits=session.ring_bits)
     masks.add_mask(total, state.self_mask, sign=1)
     for peer, mask_key in state.pair_masks.items():
         if peer in shares:  # who never dealt gets no mask: nobody could take it off again

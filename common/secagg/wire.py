@@ -22,7 +22,6 @@ from enum import StrEnum
 
 from sottovoce.common.errors import SecureSumError
 from sottovoce.common.keys import SigningKey, verified
-from sottovoce.common.secagg.masks import WORD_BYTES
 from sottovoce.common.secagg.session import COORDINATOR, MAX_SESSION_BYTES, MAX_SITES, PROTOCOL, Session
 from sottovoce.common.secagg.shamir import SHARE_BYTES
 
@@ -80,12 +79,12 @@ def seal(kind: Kind, session: bytes, sender: int, body: bytes, key: SigningKey) 
     return b"".join([label(kind), _HEADER.pack(session, sender, len(body)), body, signature])
 
 
-def parse(data: bytes, kind: Kind, *, length: int = 0) -> Envelope:
-    """Returns a message of a kind. `length` is the vector's. Raises: SecureSumError ("form")."""
+def parse(data: bytes, kind: Kind, *, vector_bytes: int = 0) -> Envelope:
+    """Returns a message of a kind. `vector_bytes` is the session's. Raises: SecureSumError ("form")."""
     head = label(kind)
     start = len(head) + _HEADER.size
-    if len(data) > start + _longest(kind, length) + SIGNATURE_BYTES:
-        raise _form(f"a message of kind {kind} of at most {_longest(kind, length)} bytes")
+    if len(data) > start + _longest(kind, vector_bytes) + SIGNATURE_BYTES:
+        raise _form(f"a message of kind {kind} of at most {_longest(kind, vector_bytes)} bytes")
     if len(data) < start + SIGNATURE_BYTES or not data.startswith(head):
         raise _form(f"a message of kind {kind}")
     session, sender, n_bytes = _HEADER.unpack_from(data, len(head))
@@ -105,7 +104,7 @@ def open_message(data: bytes, kind: Kind, *, session: Session, sender: int) -> b
     Raises:
         SecureSumError: "form", "session" or "signature".
     """
-    envelope = parse(data, kind, length=session.length)
+    envelope = parse(data, kind, vector_bytes=session.vector_bytes)
     if envelope.session != session.digest:
         raise SecureSumError(
             "session", f"Expected a message of kind {kind} of this session; came one of another."
@@ -120,7 +119,7 @@ def open_message(data: bytes, kind: Kind, *, session: Session, sender: int) -> b
 
 def sender_of(data: bytes, kind: Kind, *, session: Session) -> int:
     """Returns which site of the cohort a message says it is of. Raises: SecureSumError ("form")."""
-    sender = parse(data, kind, length=session.length).sender
+    sender = parse(data, kind, vector_bytes=session.vector_bytes).sender
     if sender >= session.n_sites:
         raise _form("a message of a site of the cohort")
     return sender
@@ -311,10 +310,10 @@ def _statement(kind: Kind, session: bytes, sender: int, body: bytes) -> bytes:
     return label(kind) + session + struct.pack("<H", sender) + hashlib.sha256(body).digest()
 
 
-def _longest(kind: Kind, length: int) -> int:
+def _longest(kind: Kind, vector_bytes: int) -> int:
     match kind:
         case Kind.MASKED:
-            return WORD_BYTES * length
+            return vector_bytes
         case Kind.OPENING:
             return MAX_SESSION_BYTES
         case _:

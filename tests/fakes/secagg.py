@@ -77,6 +77,7 @@ class World:
     n_min: int = 3
     length: int = LENGTH
     bound: int = BOUND
+    ring_bits: int = 32
     name: str = "study"
     keys: list[SigningKey] = field(init=False)
     coordinator_key: SigningKey = field(init=False)
@@ -103,6 +104,7 @@ class World:
             n_min=self.n_min,
             length=self.length,
             value_bound=self.bound,
+            ring_bits=self.ring_bits,
             model_digest=hashlib.sha256(b"model").hexdigest(),
         )
 

@@ -65,9 +65,15 @@ def _to_site(
     return play
 
 
-def _to_coordinator(phase: str, forge: Forge, *, lost: dict[int, str] | None = None) -> Callable[[], Refusal]:
+def _to_coordinator(
+    phase: str,
+    forge: Forge,
+    *,
+    world: Callable[[], World] = lambda: World(5),
+    lost: dict[int, str] | None = None,
+) -> Callable[[], Refusal]:
     def play() -> Refusal:
-        attempt = World(5).attempt().until(phase, lost)
+        attempt = world().attempt().until(phase, lost)
         message = forge(attempt)
         return _refused(
             attempt, phase, message, lambda: attempt.coordinator.receive(attempt.world.site(PEER), message)
@@ -92,7 +98,7 @@ def told(attempt: Attempt, kind: Kind, body: bytes, *, key: SigningKey | None = 
 
 
 def body_of(message: bytes, kind: Kind) -> bytes:
-    return wire.parse(message, kind, length=2**20).body
+    return wire.parse(message, kind, vector_bytes=2**22).body
 
 
 def parts(attempt: Attempt, kind: Kind) -> list[bytes]:
@@ -406,6 +412,12 @@ def _long_vector(attempt: Attempt) -> bytes:
     return _as_peer(attempt, Kind.MASKED, body_of(answered(attempt, "mask"), Kind.MASKED) + bytes(4))
 
 
+def _wide_vector(attempt: Attempt) -> bytes:
+    """A vector in words of 32 bits where the study's have 16."""
+    words = np.frombuffer(body_of(answered(attempt, "mask"), Kind.MASKED), "<u2")
+    return _as_peer(attempt, Kind.MASKED, words.astype("<u4").tobytes())
+
+
 def _replayed_vector(attempt: Attempt) -> bytes:
     earlier = attempt.world.session(attempt=7)
     body = body_of(answered(attempt, "mask"), Kind.MASKED)
@@ -529,6 +541,11 @@ DEVIATIONS: tuple[Deviation, ...] = (
     ),
     _by_coordinator("ring-of-64-bits", "terms", _to_site("advert", _opening(ring_bits=64))),
     _by_coordinator("ring-of-16-bits", "terms", _to_site("advert", _opening(ring_bits=16))),
+    _by_coordinator(
+        "ring-of-32-bits-in-a-study-of-16",
+        "terms",
+        _to_site("advert", _opening(ring_bits=32), world=lambda: World(5, ring_bits=16)),
+    ),
     _by_coordinator("another-length", "terms", _to_site("advert", _opening(length=4))),
     _by_coordinator("another-bound", "terms", _to_site("advert", _opening(value_bound=10))),
     _by_coordinator("n-min-lowered", "terms", _to_site("advert", _opening(n_min=2))),
@@ -633,6 +650,11 @@ DEVIATIONS: tuple[Deviation, ...] = (
     _by_peer("letters-of-another-view", "share", _to_coordinator("deal", _of_another_view)),
     _by_peer("short-vector", "form", _to_coordinator("mask", _short_vector)),
     _by_peer("long-vector", "form", _to_coordinator("mask", _long_vector)),
+    _by_peer(
+        "vector-in-wider-words",
+        "form",
+        _to_coordinator("mask", _wide_vector, world=lambda: World(5, ring_bits=16)),
+    ),
     _by_peer("replayed-vector", "session", _to_coordinator("mask", _replayed_vector)),
     _by_peer("vector-of-another-site", "signature", _to_coordinator("mask", _as_another)),
     _by_peer("second-vector", "phase", _second_answer()),

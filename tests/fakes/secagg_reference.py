@@ -78,9 +78,13 @@ def hkdf(secret: bytes, salt: bytes, info: bytes) -> bytes:
     return hmac.new(extracted, info + b"\x01", "sha256").digest()
 
 
-def stream_words(key: bytes, count: int) -> list[int]:
-    data = Cipher(AES256(key), CTR(bytes(16))).encryptor().update(bytes(4 * count))
-    return [int.from_bytes(data[start : start + 4], "little") for start in range(0, 4 * count, 4)]
+def stream_words(key: bytes, session: "Session") -> list[int]:
+    data = Cipher(AES256(key), CTR(bytes(16))).encryptor().update(bytes(session.n_bytes))
+    return words_of(data, session.width)
+
+
+def words_of(data: bytes, width: int) -> list[int]:
+    return [int.from_bytes(data[start : start + width], "little") for start in range(0, len(data), width)]
 
 
 def canonical(tree: Any) -> bytes:
@@ -114,6 +118,9 @@ class Session:
             raise Refuse("form")
         self.n, self.t, self.length = len(self.names), self.table["threshold"], self.table["length"]
         self.quorum = max(self.t, 3, self.table["n_min"])
+        self.ring = 2 ** self.table["ring_bits"]
+        self.width = self.table["ring_bits"] // 8
+        self.n_bytes = self.width * self.length
 
     def key(self, sender: int) -> str:
         return str(self.table["coordinator"] if sender == COORDINATOR else self.keys[sender])
@@ -127,23 +134,23 @@ def envelope(kind: str, digest: bytes, sender: int, body: bytes, key: Ed25519Pri
     return label(kind) + digest + u16(sender) + u32(len(body)) + body + signature
 
 
-def limit(kind: str, length: int) -> int:
-    return {"opening": 16_384, "masked": 4 * length}.get(kind, 65_536)
+def limit(kind: str, vector_bytes: int) -> int:
+    return {"opening": 16_384, "masked": vector_bytes}.get(kind, 65_536)
 
 
-def take_apart(data: bytes, kind: str, length: int = 0) -> tuple[bytes, int, bytes, bytes]:
+def take_apart(data: bytes, kind: str, vector_bytes: int = 0) -> tuple[bytes, int, bytes, bytes]:
     head = len(label(kind))
     if len(data) < head + 38 + 64 or data[:head] != label(kind):
         raise Refuse("form")
     digest, sender = data[head : head + 32], int.from_bytes(data[head + 32 : head + 34], "little")
     n_bytes = int.from_bytes(data[head + 34 : head + 38], "little")
-    if n_bytes > limit(kind, length) or len(data) != head + 38 + n_bytes + 64:
+    if n_bytes > limit(kind, vector_bytes) or len(data) != head + 38 + n_bytes + 64:
         raise Refuse("form")
     return digest, sender, data[head + 38 : -64], data[-64:]
 
 
 def body_of(data: bytes, kind: str, session: Session, sender: int) -> bytes:
-    digest, said, body, signature = take_apart(data, kind, session.length)
+    digest, said, body, signature = take_apart(data, kind, session.n_bytes)
     if digest != session.digest:
         raise Refuse("session")
     statement = label(kind) + digest + u16(sender) + sha(body)
@@ -183,7 +190,7 @@ def join_numbers(numbers: list[int]) -> bytes:
 
 
 def senders_of(messages: list[bytes], kind: str, session: Session, allowed: list[int]) -> list[int]:
-    senders = [take_apart(message, kind, session.length)[1] for message in messages]
+    senders = [take_apart(message, kind, session.n_bytes)[1] for message in messages]
     if senders != sorted(set(senders)) or not set(senders) <= set(allowed):
         raise Refuse("form")
     return senders
@@ -243,10 +250,10 @@ class Site:
             raise Refuse("roster")
         if table["model_digest"] != self.own["model_digest"]:
             raise Refuse("model")
-        terms = ["run", "round", "length", "value_bound", "n_min"]
-        if any(table[term] != self.own[term] for term in terms) or table["ring_bits"] != 32:
+        terms = ["run", "round", "ring_bits", "length", "value_bound", "n_min"]
+        if any(table[term] != self.own[term] for term in terms) or table["ring_bits"] not in (8, 16, 32):
             raise Refuse("terms")
-        if session.n * table["value_bound"] >= 2**31:
+        if 2 * session.n * table["value_bound"] >= session.ring:
             raise Refuse("terms")
         if session.t != -(-2 * session.n // 3):
             raise Refuse("threshold")
@@ -338,16 +345,16 @@ class Site:
         if len(vector) != session.length or any(abs(value) > bound for value in vector):
             raise Refuse("input", "")
         info = label("self-mask") + self.view + u16(self.me) + u16(self.me)
-        own_mask = stream_words(hkdf(self.seed, session.digest, info), session.length)
+        own_mask = stream_words(hkdf(self.seed, session.digest, info), session)
         total = [value + word for value, word in zip(vector, own_mask, strict=True)]
         for j in dealers:
             if j != self.me:
                 low, high = min(j, self.me), max(j, self.me)
                 info = label("pair-mask") + self.view + u16(low) + u16(high)
-                words = stream_words(hkdf(self.agreed[j][1], session.digest, info), session.length)
+                words = stream_words(hkdf(self.agreed[j][1], session.digest, info), session)
                 sign = 1 if self.me == low else -1
                 total = [value + sign * word for value, word in zip(total, words, strict=True)]
-        return b"".join(u32(value % 2**32) for value in total)
+        return b"".join((value % session.ring).to_bytes(session.width, "little") for value in total)
 
     def consent(self, body: bytes) -> bytes:
         survivors, rest = split_numbers(body)
@@ -423,11 +430,10 @@ def the_sum(session: Session, answers: dict[str, dict[int, bytes]]) -> tuple[lis
                 body = body[35:]
     total = [0] * session.length
     for j in survivors:
-        masked = take_apart(answers["mask"][j], "masked", session.length)[2]
+        masked = words_of(take_apart(answers["mask"][j], "masked", session.n_bytes)[2], session.width)
         seed = secret_from(own_shares[j])
-        own = stream_words(hkdf(seed, digest, label("self-mask") + view + u16(j) + u16(j)), session.length)
-        for at in range(session.length):
-            total[at] += int.from_bytes(masked[4 * at : 4 * at + 4], "little") - own[at]
+        own = stream_words(hkdf(seed, digest, label("self-mask") + view + u16(j) + u16(j)), session)
+        total = [value + word - mask for value, word, mask in zip(total, masked, own, strict=True)]
     for gone in dealers:
         if gone in survivors:
             continue
@@ -436,7 +442,8 @@ def the_sum(session: Session, answers: dict[str, dict[int, bytes]]) -> tuple[lis
             raise Refuse("share", session.names[gone])
         for j in survivors:
             info = label("pair-mask") + view + u16(min(j, gone)) + u16(max(j, gone))
-            words = stream_words(hkdf(x25519(secret, adverts[j][32:64]), digest, info), session.length)
+            words = stream_words(hkdf(x25519(secret, adverts[j][32:64]), digest, info), session)
             sign = 1 if j < gone else -1
             total = [value - sign * word for value, word in zip(total, words, strict=True)]
-    return survivors, [(value + 2**31) % 2**32 - 2**31 for value in total]
+    half = session.ring // 2
+    return survivors, [(value + half) % session.ring - half for value in total]

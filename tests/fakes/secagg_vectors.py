@@ -16,22 +16,25 @@ from tests.fakes.secagg import Attempt, World
 from tests.fakes.secagg_deviations import DEVIATIONS, Refusal
 
 FOLDER = Path(__file__).parents[1] / "vectors" / "secagg"
-TRANSCRIPTS: Mapping[str, tuple[int, Mapping[int, str]]] = {
-    "transcript-nobody-lost": (3, {}),
-    "transcript-one-lost-before-sharing": (4, {2: "deal"}),
-    "transcript-one-lost-before-its-vector": (4, {0: "mask"}),
+TRANSCRIPTS: Mapping[str, tuple[int, Mapping[int, str], Mapping[str, int]]] = {
+    "transcript-nobody-lost": (3, {}, {}),
+    "transcript-one-lost-before-sharing": (4, {2: "deal"}, {}),
+    "transcript-one-lost-before-its-vector": (4, {0: "mask"}, {}),
     "transcript-losses-in-every-phase": (
         15,
         {0: "advert", 4: "deal", 7: "mask", 11: "consent", 13: "reveal"},
+        {},
     ),
-    "transcript-abandoned": (4, {1: "deal", 3: "mask"}),
+    "transcript-abandoned": (4, {1: "deal", 3: "mask"}, {}),
+    "transcript-ring-of-8-bits": (4, {2: "mask"}, {"ring_bits": 8, "bound": 31, "length": 7}),
+    "transcript-ring-of-16-bits": (5, {0: "mask"}, {"ring_bits": 16, "bound": 6553, "length": 7}),
 }
 
 
 def write_vectors(folder: Path) -> list[Path]:
     """Makes every vector anew and returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = {name: transcript(n_sites, lost) for name, (n_sites, lost) in TRANSCRIPTS.items()}
+    made = {name: transcript(n_sites, lost, **world) for name, (n_sites, lost, world) in TRANSCRIPTS.items()}
     made["refusals"] = {"refusals": [refusal(deviation.name, deviation.play()) for deviation in DEVIATIONS]}
     paths = []
     for name, table in made.items():

@@ -30,7 +30,7 @@ DECODERS: dict[str, Callable[[bytes], Any]] = {
     "reveal": wire.decode_reveal,
     "numbers": wire.decode_numbers,
     "messages": wire.decode_messages,
-    **{f"{kind} message": functools.partial(wire.parse, kind=kind, length=5) for kind in Kind},
+    **{f"{kind} message": functools.partial(wire.parse, kind=kind, vector_bytes=20) for kind in Kind},
 }
 
 
@@ -163,7 +163,7 @@ def test_a_stated_length_reserves_no_memory() -> None:
 @pytest.mark.parametrize("kind", Kind)
 def test_a_message_longer_than_its_kind_is_refused_before_it_is_hashed(kind: Kind) -> None:
     with pytest.raises(SecureSumError, match="of at most"):
-        wire.parse(bytes(70_000), kind, length=5)
+        wire.parse(bytes(70_000), kind, vector_bytes=20)
 
 
 def test_a_message_of_one_kind_session_or_sender_is_not_taken_for_anothers() -> None:

@@ -80,10 +80,40 @@ def test_a_mask_is_the_keystream_as_little_endian_words_and_comes_off_again(leng
     assert np.array_equal(total, start)
 
 
-def test_known_answers_of_the_ring_stream() -> None:
-    total = np.zeros(2, np.uint32)
+@pytest.mark.parametrize("bits", [8, 16, 32])
+def test_known_answers_of_the_ring_stream(bits: int) -> None:
+    total = masks.zeros(64 // bits, bits=bits)
     masks.add_mask(total, bytes(32), sign=1)
-    assert masks.to_wire(total).hex() == "dc95c078a2408989"  # AES-256 of the zero block under the zero key
+    # AES-256 of the zero block under the zero key: one stream, read as words of any width.
+    assert masks.to_wire(total).hex() == "dc95c078a2408989"
+
+
+@pytest.mark.parametrize("bits", [8, 16, 32])
+@pytest.mark.parametrize("length", [1, 65_537])
+def test_vectors_under_masks_add_up_to_their_integer_sum_in_every_ring(bits: int, length: int) -> None:
+    n_sites = 5
+    bound = masks.largest_sum(bits) // n_sites
+    draw = np.random.default_rng(bits)
+    values = draw.integers(-bound, bound + 1, (n_sites, length))
+    values[:, 0] = bound  # the largest sum there is
+    total = masks.zeros(length, bits=bits)
+    for number, vector in enumerate(values):
+        one = masks.wrap(vector, length=length, bound=bound, bits=bits)
+        masks.add_mask(one, bytes([number] * 32), sign=1)
+        total += masks.from_wire(masks.to_wire(one), bits=bits)
+    for number in range(n_sites):
+        masks.add_mask(total, bytes([number] * 32), sign=-1)
+    assert np.array_equal(masks.unwrap(total), values.sum(axis=0))
+
+
+@pytest.mark.parametrize("bits", [8, 16, 32])
+def test_one_beyond_the_largest_sum_wraps(bits: int) -> None:
+    # The twin: without the bound in the session, this is what a sum would turn into.
+    total = masks.wrap(
+        np.array([masks.largest_sum(bits)]), length=1, bound=masks.largest_sum(bits), bits=bits
+    )
+    total += masks.wrap(np.array([1]), length=1, bound=1, bits=bits)
+    assert masks.unwrap(total).tolist() == [-masks.largest_sum(bits) - 1]
 
 
 def test_keys_differ_by_session_view_pair_direction_and_use() -> None:
@@ -141,7 +171,15 @@ def test_no_socket_clock_or_disk_is_within_reach() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"round": 4}, {"run": "b"}, {"attempt": 2}, {"model_digest": "1" * 64}, {"threshold": 3}, {"length": 6}],
+    [
+        {"round": 4},
+        {"run": "b"},
+        {"attempt": 2},
+        {"model_digest": "1" * 64},
+        {"threshold": 3},
+        {"length": 6},
+        {"ring_bits": 16},
+    ],
 )
 def test_a_session_of_anything_else_has_another_digest(changes: dict[str, object]) -> None:
     session = World(3).session()
@@ -173,11 +211,28 @@ def test_the_threshold_is_two_thirds_rounded_up_and_beats_colluders_below_a_thir
         assert 2 * threshold > n_sites + min(colluders, 2 * threshold - n_sites - 1)
 
 
-def test_a_bound_whose_sum_could_wrap_is_refused() -> None:
-    world = World(3, bound=(2**31 - 1) // 3)
+@pytest.mark.parametrize("bits", [8, 16, 32])
+def test_a_bound_whose_sum_could_wrap_is_refused(bits: int) -> None:
+    bound = (2 ** (bits - 1) - 1) // 3
+    world = World(3, bound=bound, ring_bits=bits)
     refuse_unless_agreed(world.session(), world.agreement)
     with pytest.raises(SecureSumError, match="cannot leave"):
-        World(3, bound=(2**31 - 1) // 3 + 1).session()
+        World(3, bound=bound + 1, ring_bits=bits).session()
+
+
+@pytest.mark.parametrize("bits", [1, 7, 9, 24, 33, 64])
+def test_a_ring_of_another_width_is_refused_though_all_should_agree_on_it(bits: int) -> None:
+    with pytest.raises(SecureSumError, match="8 or 16 or 32 bits") as refused:
+        World(3, bound=1, ring_bits=bits).session()
+    assert refused.value.reason == "terms"
+
+
+def test_a_sum_takes_one_two_or_four_bytes_an_element() -> None:
+    for bits, n_bytes in ((8, 5), (16, 10), (32, 20)):
+        attempt = World(3, bound=42, ring_bits=bits).attempt()
+        attempt.run()
+        masked = [data for phase, who, _, data in attempt.log if (phase, who) == ("mask", "hospital-00")]
+        assert [len(data) for data in masked] == [attempt.session.vector_bytes + 128] == [n_bytes + 128]
 
 
 @pytest.mark.parametrize("sites", [["hospital-00"] * 3, ["hospital-00", "hospital-01", "elsewhere"]])

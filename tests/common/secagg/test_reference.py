@@ -37,6 +37,12 @@ def test_the_reference_agrees_on_fresh_transcripts(seed: int) -> None:
     check_transcript(transcript(4 + seed % 2, lost, name=f"run {seed}", length=7, bound=10**6))
 
 
+@pytest.mark.parametrize("ring_bits", [8, 16])
+def test_the_reference_agrees_on_fresh_transcripts_in_narrow_rings(ring_bits: int) -> None:
+    bound = (2 ** (ring_bits - 1) - 1) // 5
+    check_transcript(transcript(5, {3: "mask"}, name="narrow", length=7, bound=bound, ring_bits=ring_bits))
+
+
 def test_one_changed_byte_is_a_disagreement() -> None:
     table = transcript(3, {})
     masked = next(

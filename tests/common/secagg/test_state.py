@@ -156,6 +156,7 @@ def test_a_state_of_another_attempt_answers_nothing(phase: str) -> None:
         ({"run": "another"}, "terms"),
         ({"round": 4}, "terms"),
         ({"length": 6}, "terms"),
+        ({"ring_bits": 16}, "terms"),
         ({"value_bound": 999}, "terms"),
         ({"n_min": 4}, "terms"),
         ({"model_digest": "1" * 64}, "model"),

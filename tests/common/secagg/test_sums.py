@@ -35,13 +35,17 @@ def _hold(attempt: Attempt, lost: dict[int, str], n_min: int = 3) -> bool:
     return True
 
 
-@pytest.mark.parametrize(("n_sites", "n_sums"), [(3, 7), (4, 21)])
-def test_every_pattern_of_loss_ends_in_the_exact_sum_or_is_abandoned(n_sites: int, n_sums: int) -> None:
-    every = patterns(n_sites)
+@pytest.mark.parametrize(
+    ("n_sites", "n_sums", "bits"), [(3, 7, 32), (3, 7, 16), (3, 7, 8), (4, 21, 32), (4, 21, 8)]
+)
+def test_every_pattern_of_loss_ends_in_the_exact_sum_or_is_abandoned(
+    n_sites: int, n_sums: int, bits: int
+) -> None:
+    every, bound = patterns(n_sites), min(1000, (2 ** (bits - 1) - 1) // n_sites)
     assert every.total() == 6**n_sites
     ended = Counter[bool]()
     for lost, count in every.items():
-        ended[_hold(World(n_sites).attempt(), dict(lost))] += count
+        ended[_hold(World(n_sites, ring_bits=bits, bound=bound).attempt(), dict(lost))] += count
     assert ended == {True: n_sums, False: 6**n_sites - n_sums}  # both were seen, as often as the rules say
 
 
@@ -62,10 +66,11 @@ def test_a_third_may_be_lost_in_large_cohorts(n_sites: int) -> None:
     assert _hold(World(n_sites, length=3).attempt(), dict(list(lost.items())[: n_sites // 3]))
 
 
-def test_sums_at_the_bound_do_not_wrap() -> None:
-    bound = (2**31 - 1) // 3
+@pytest.mark.parametrize("bits", [8, 16, 32])
+def test_sums_at_the_bound_do_not_wrap(bits: int) -> None:
+    bound = (2 ** (bits - 1) - 1) // 3
     for sign in (1, -1):
-        world = World(3, bound=bound)
+        world = World(3, bound=bound, ring_bits=bits)
         values = [np.full(world.length, sign * bound, np.int64) for _ in range(3)]
         assert world.attempt(values=values).run().values.tolist() == [sign * 3 * bound] * world.length
 
