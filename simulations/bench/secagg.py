@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,10 @@ import numpy.typing as npt
 
 from sottovoce.common.errors import SecureSumError
 from sottovoce.common.secagg.complaint import proves, read_complaint
+from sottovoce.common.secagg.coordinator import SecureSum
 from sottovoce.common.secagg.journal import PHASES
+from sottovoce.common.secagg.masks import WIDTHS, largest_sum
+from sottovoce.common.secagg.session import RING_BITS
 from sottovoce.simulations.bench.timing import ROOT, NotMeasured, Parts, Row, parts_run, processes, report
 
 N_REPEATS = N_FLOWER_REPEATS = 5
@@ -89,9 +93,12 @@ class _Meter:
         )
 
 
-def _attempt(values: list[Any], lost: Mapping[str, str]) -> tuple[_Meter, Any]:
+def _attempt(
+    values: list[Any], lost: Mapping[str, str], *, bits: int = RING_BITS
+) -> tuple[_Meter, SecureSum]:
     """One attempt, every step of it on the meter; its sum stands beside."""
-    world = _fake("secagg").World(N_SITES, length=LENGTH, bound=100_000_000)
+    bound = largest_sum(bits) // N_SITES
+    world = _fake("secagg").World(N_SITES, length=LENGTH, bound=bound, ring_bits=bits)
     attempt, meter = world.attempt(values=values), _Meter()
     numbers = {world.site(number): number for number in range(N_SITES)}
     server = attempt.coordinator
@@ -108,58 +115,97 @@ def _attempt(values: list[Any], lost: Mapping[str, str]) -> tuple[_Meter, Any]:
     return meter, meter.clocked("coordinator", server.finish)
 
 
-def _values() -> list[npt.NDArray[np.int64]]:
-    draw = np.random.default_rng(0)
-    return [draw.integers(-(10**8), 10**8, LENGTH, dtype=np.int64) for _ in range(N_SITES)]
-
-
 LOST = {f"hospital-{number:02}": "mask" for number in (1, 4, 8)}
 
 
-def _cost(n_repeats: int) -> list[Row]:
-    values, lost = _values(), LOST
+def _values(bits: int = RING_BITS) -> list[npt.NDArray[np.int64]]:
+    draw, bound = np.random.default_rng(0), largest_sum(bits) // N_SITES
+    return [draw.integers(-bound, bound + 1, LENGTH, dtype=np.int64) for _ in range(N_SITES)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cost:
+    """CPU seconds and bytes of a middling attempt."""
+
+    client_seconds: float
+    server_seconds: float
+    upload_bytes: int
+    setup_bytes: int
+    exact: bool
+
+
+def _cost_of(bits: int, n_repeats: int) -> _Cost:
+    values = _values(bits)
     sites = [f"hospital-{number:02}" for number in range(N_SITES)]
+    plain = np.sum([values[at] for at, site in enumerate(sites) if site not in LOST], axis=0)
     meters, exact = [], True
     for _ in range(n_repeats):
-        meter, found = _attempt(values, lost)
+        meter, found = _attempt(values, LOST, bits=bits)
         meters.append(meter)
-        plain = np.sum([values[at] for at, site in enumerate(sites) if site not in lost], axis=0)
         exact &= np.array_equal(found.values, plain)
-    client = statistics.median(max(meter.seconds[site] for site in sites) for meter in meters)
-    server = statistics.median(meter.seconds["coordinator"] for meter in meters)
     last = meters[-1]
-    upload = max(
-        last.bytes_of(site, vector=True) + last.bytes_of(site, vector=False, direction="up") for site in sites
+    return _Cost(
+        client_seconds=statistics.median(max(meter.seconds[site] for site in sites) for meter in meters),
+        server_seconds=statistics.median(meter.seconds["coordinator"] for meter in meters),
+        upload_bytes=max(
+            last.bytes_of(site, vector=True) + last.bytes_of(site, vector=False, direction="up")
+            for site in sites
+        ),
+        setup_bytes=max(last.bytes_of(site, vector=False) for site in sites),
+        exact=exact,
     )
-    setup = max(last.bytes_of(site, vector=False) for site in sites) / 1000
-    what = f"{N_SITES} sites, {LENGTH:,} parameters, {len(lost)} lost: "
-    note = "sums exact" if exact else "a sum is WRONG"
+
+
+def _cost(n_repeats: int) -> list[Row]:
+    costs = {bits: _cost_of(bits, n_repeats) for bits in (32, 16, 8)}
+    cost, what = costs[RING_BITS], f"{N_SITES} sites, {LENGTH:,} parameters, {len(LOST)} lost: "
     return [
         Row(
             what=f"{what}CPU of the dearest client",
-            value=client,
+            value=cost.client_seconds,
             bar="0.25 s",
-            met=client <= 0.25 and exact,
-            note=note,
+            met=cost.client_seconds <= 0.25 and cost.exact,
+            note=_exact(cost),
         ),
-        Row(what=f"{what}CPU of the coordinator", value=server, bar="1.0 s", met=server <= 1.0),
+        Row(
+            what=f"{what}CPU of the coordinator",
+            value=cost.server_seconds,
+            bar="1.0 s",
+            met=cost.server_seconds <= 1.0,
+        ),
         Row(
             what=f"{what}upload of a client",
-            value=upload / 1e6,
+            value=cost.upload_bytes / 1e6,
             unit="MB",
-            ratio=upload / (4 * LENGTH),
+            ratio=cost.upload_bytes / (4 * LENGTH),
             against="float32",
             bar="1.03 of float32",
-            met=upload <= 1.03 * 4 * LENGTH,
+            met=cost.upload_bytes <= 1.03 * 4 * LENGTH,
         ),
         Row(
             what=f"{what}all else of a client, up and down",
-            value=setup,
+            value=cost.setup_bytes / 1000,
             unit="kB",
             bar="50 kB",
-            met=setup <= 50.0,
+            met=cost.setup_bytes <= 50_000,
+        ),
+        *(
+            Row(
+                what=f"{what}upload in the ring of {bits} bits",
+                value=narrow.upload_bytes / 1e6,
+                unit="MB",
+                ratio=narrow.upload_bytes / (4 * LENGTH),
+                against="float32",
+                note=f"{_exact(narrow)}; CPU {narrow.client_seconds:.3f} s and {narrow.server_seconds:.3f} s",
+            )
+            for bits, narrow in costs.items()
+            if bits != RING_BITS
         ),
     ]
+
+
+def _exact(cost: _Cost) -> str:
+    return "sums exact" if cost.exact else "a sum is WRONG"
 
 
 def _flower(n_repeats: int) -> list[Row]:
@@ -168,7 +214,7 @@ def _flower(n_repeats: int) -> list[Row]:
     from sottovoce.simulations.bench import flower_secagg as flower
 
     values = _values()
-    vectors = [(each / 10**8).astype(np.float32) for each in values]
+    vectors = [(each / largest_sum(RING_BITS) * N_SITES).astype(np.float32) for each in values]
     lost = {int(site[-2:]) + 1: flower.MASK for site in LOST}
     kept = [vector for node, vector in enumerate(vectors, start=1) if node not in lost]
     mean, client, server, ours = (
@@ -329,12 +375,11 @@ def _random_piece(seeds: range) -> tuple[int, int, int]:
         chosen = draw.sample(range(n_sites), draw.randint(0, n_sites // 3))
         lost = {number: draw.choice(PHASES) for number in chosen}
         n_min = draw.choice((3, 3, draw.randint(3, n_sites)))
-        bound = draw.randint(1, (2**31 - 1) // n_sites)
         world = {
             "n_min": n_min,
-            "bound": bound,
             "length": draw.randint(1, MAX_RANDOM_LENGTH),
             "name": f"run {seed}",
+            **_ring(draw, n_sites),
         }
         with fakes.remembered_signatures():  # of this attempt alone: its parties check the same ones
             right = _right(fakes, n_sites, lost, **world)
@@ -342,6 +387,12 @@ def _random_piece(seeds: range) -> tuple[int, int, int]:
         sums += fakes.survivors_of(lost, n_sites, n_min) is not None
         most = max(most, n_sites)
     return wrong, sums, most
+
+
+def _ring(draw: random.Random, n_sites: int) -> dict[str, int]:
+    """Any of the rings, and any bound that its sum allows."""
+    bits = draw.choice(tuple(WIDTHS))
+    return {"ring_bits": bits, "bound": draw.randint(1, largest_sum(bits) // n_sites)}
 
 
 def _transcripts(n: int) -> list[Row]:
@@ -371,7 +422,7 @@ def _transcript_piece(seeds: range) -> tuple[int, int]:
             {number: draw.choice(PHASES) for number in chosen},
             name=f"run {seed}",
             length=draw.randint(1, 40),
-            bound=draw.randint(1, (2**31 - 1) // n_sites),
+            **_ring(draw, n_sites),
         )
         try:
             compared += check.check_transcript(table)
