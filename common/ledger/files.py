@@ -87,14 +87,15 @@ class DiskFile:
 class DiskFolder:
     """A real folder, on a local disk: network file systems may lie about locks and about fsync."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, lock_file: str = LOCK_FILE) -> None:
         self.path = path
+        self._lock_file = path / lock_file
         self._lock: int | None = None
 
     def lock(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+            descriptor = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise LedgerError(f"{self.path}: cannot be used as a ledger folder ({error.strerror}).") from None
         try:
@@ -139,7 +140,7 @@ class DiskFolder:
     def place(self) -> str:
         """The machine, where it has an id, and the folder's lock file, whose inode no copy keeps."""
         machine = MACHINE_ID.read_text().strip() if MACHINE_ID.is_file() else ""
-        return f"{machine}/{(self.path / LOCK_FILE).stat().st_ino}"
+        return f"{machine}/{self._lock_file.stat().st_ino}"
 
 
 def write_all(file: OpenFile, data: bytes) -> None:
