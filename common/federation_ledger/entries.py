@@ -75,7 +75,7 @@ class Opened:
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """The dealers are about to be asked for masked vectors: whatever happens next, the attempt's event is spent."""
+    """The dealers are about to be asked for masked vectors: whatever happens next, the attempt is spent."""
 
     kind: Literal["spent"]
     session: Digest

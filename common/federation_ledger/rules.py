@@ -8,7 +8,7 @@ Each line is judged in this order:
  4. Session: its sites and keys are the roster's, its threshold ceil(2n/3), at least a quorum of sites invited, a ring
     that the sum cannot leave (`refuse_unless_agreed`); its cost is one step, for its own n_min and length.
  5. Order: a genesis first; attempts of one (run, round) ascend, each after the last one's end; an attempt is opened,
-    then spent if it has a cost, then ended, each once.
+    spent, ended, each once, and one with a cost has no sum before it is spent.
  6. Consents: at least a threshold, of different survivors, each signed with the survivor's pinned key in this session,
     all of them under exactly this survivor set, which is a quorum of the dealers.
  7. Complaints: each signed by a party of the roster, of this session or of none yet.
@@ -74,7 +74,7 @@ class Attempt:
 
     @property
     def spent(self) -> bool:
-        """Says whether its event counts against every patient."""
+        """Says whether vectors were asked for: then its event, if it has one, counts against every patient."""
         return self.dealers is not None
 
     @property
@@ -201,8 +201,8 @@ class Federation:
 
     def _check_spent(self, body: Spent) -> None:
         attempt = self._under_way(body.session)
-        if attempt.spent or attempt.event is None:
-            raise LineRefused(5, "expected an attempt with a cost that is not spent yet")
+        if attempt.spent:
+            raise LineRefused(5, "expected an attempt that is not spent yet")
         if len(_numbers(attempt.session, body.dealers)) < attempt.session.quorum:
             raise LineRefused(5, f"expected at least {attempt.session.quorum} dealers")
 
