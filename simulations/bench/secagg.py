@@ -11,7 +11,7 @@ CPU seconds of one thread. A client's are of all five of its answers, signatures
 import functools
 import hashlib
 import importlib
-import math
+import itertools
 import os
 import random
 import statistics
@@ -29,7 +29,7 @@ from sottovoce.common.secagg.complaint import proves, read_complaint
 from sottovoce.common.secagg.coordinator import SecureSum
 from sottovoce.common.secagg.journal import PHASES
 from sottovoce.common.secagg.masks import WIDTHS, largest_sum
-from sottovoce.common.secagg.session import RING_BITS
+from sottovoce.common.secagg.session import MIN_SITES, RING_BITS
 from sottovoce.simulations.bench.timing import ROOT, NotMeasured, Parts, Row, parts_run, processes, report
 
 N_REPEATS = N_FLOWER_REPEATS = 5
@@ -43,7 +43,7 @@ CHUNK = 20
 
 
 def measure(**sizes: int) -> dict[str, Any]:
-    """Runs all parts, or those of another size: most of an hour of one core, nearly all of it `random`."""
+    """Runs all parts, or those of another size: half an hour of one core, most of it `random`."""
     parts: Parts = {
         "cost": (N_REPEATS, _cost),
         "flower": (N_FLOWER_REPEATS, _flower),
@@ -353,25 +353,28 @@ def _right(fakes: Any, n_sites: int, lost: dict[int, str], **world: Any) -> bool
 def _random(n: int) -> list[Row]:
     pieces = [range(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
     with processes() as pool:
-        wrong, sums, most = zip(*pool.map(_random_piece, pieces), strict=True)
+        wrong, sums, cohorts = zip(*pool.map(_random_piece, pieces), strict=True)
+    sizes = list(itertools.chain(*cohorts))
+    large = {least: sum(size >= least for size in sizes) for least in (10, 20, 40)}
     row = Row(
         what=f"of {n:,} random attempts of 3 to {MAX_SITES} sites, up to a third lost: as above",
         value=float(sum(wrong)),
         unit="",
         bar="0",
         met=sum(wrong) == 0,
-        note=f"{sum(sums):,} sums, up to {max(most)} sites",
+        note=f"{sum(sums):,} sums, up to {max(sizes)} sites; "
+        + ", ".join(f"{count:,} of {least} or more" for least, count in large.items()),
     )
     return [row]
 
 
-def _random_piece(seeds: range) -> tuple[int, int, int]:
+def _random_piece(seeds: range) -> tuple[int, int, list[int]]:
     fakes = _fake("secagg")
-    wrong = sums = most = 0
+    wrong, sums, sizes = 0, 0, list[int]()
     for seed in seeds:
         draw = random.Random(seed)
-        # Log-uniform: a large cohort costs the square of a small one.
-        n_sites = min(MAX_SITES, int(math.exp(draw.uniform(math.log(3), math.log(MAX_SITES + 1)))))
+        # n sites as often as 1 / n^2: each size then costs about as much as another, since n sites cost n^2.
+        n_sites = min(MAX_SITES, int(1 / draw.uniform(1 / (MAX_SITES + 1), 1 / MIN_SITES)))
         chosen = draw.sample(range(n_sites), draw.randint(0, n_sites // 3))
         lost = {number: draw.choice(PHASES) for number in chosen}
         n_min = draw.choice((3, 3, draw.randint(3, n_sites)))
@@ -385,8 +388,8 @@ def _random_piece(seeds: range) -> tuple[int, int, int]:
             right = _right(fakes, n_sites, lost, **world)
         wrong += not right
         sums += fakes.survivors_of(lost, n_sites, n_min) is not None
-        most = max(most, n_sites)
-    return wrong, sums, most
+        sizes.append(n_sites)
+    return wrong, sums, sizes
 
 
 def _ring(draw: random.Random, n_sites: int) -> dict[str, int]:

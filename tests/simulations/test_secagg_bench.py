@@ -1,5 +1,6 @@
-"""The yardstick of secure sums: Flower's own SecAgg+ runs as it is, and what is told of it is so."""
+"""The bench of secure sums: what it counts it would notice, and what it tells of Flower's own SecAgg+ is so."""
 
+import random
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,8 @@ from flwr.supercore.primitives.asymmetric import generate_key_pairs, private_key
 
 from sottovoce.simulations.bench import flower_secagg as flower
 from sottovoce.simulations.bench import secagg
+from tests.fakes import secagg as fakes
+from tests.fakes import secagg_deviations as deviations
 
 VECTORS = list(np.random.default_rng(0).uniform(-1, 1, (5, 20)).astype(np.float32))
 
@@ -52,19 +55,32 @@ def test_masks_stay_on_without_the_secrets() -> None:
 def test_every_deviation_is_in_the_benchmarks_row_and_one_that_went_through_would_be_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from tests.fakes import secagg_deviations as fakes
+    def goes_through() -> deviations.Refusal:
+        raise deviations.NotRefused
 
-    def goes_through() -> fakes.Refusal:
-        raise fakes.NotRefused
-
-    chosen = fakes.DEVIATIONS[:3]
-    monkeypatch.setattr(fakes, "DEVIATIONS", chosen)
+    chosen = deviations.DEVIATIONS[:3]
+    monkeypatch.setattr(deviations, "DEVIATIONS", chosen)
     (row,) = secagg._deviations(3)
     assert (row.value, row.met) == (0.0, True)
     (too_few,) = secagg._deviations(25)
     assert too_few.met is False
-    through = fakes.Deviation(name="through", by="peer", reason="form", accused="", play=goes_through)
-    monkeypatch.setattr(fakes, "DEVIATIONS", (*chosen, through))
+    through = deviations.Deviation(name="through", by="peer", reason="form", accused="", play=goes_through)
+    monkeypatch.setattr(deviations, "DEVIATIONS", (*chosen, through))
     (row,) = secagg._deviations(4)
     assert (row.value, row.met) == (1.0, False)
     assert row.note.endswith("; through")
+
+
+def test_a_random_attempt_that_were_wrong_would_be_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = fakes.plain_sum
+    wrong, sums, sizes = secagg._random_piece(range(6))
+    assert (wrong, sums) == (0, 5)  # one of them is abandoned, as it must be
+    assert all(3 <= size <= 50 for size in sizes)
+    monkeypatch.setattr(fakes, "plain_sum", lambda *given: [each + 1 for each in honest(*given)])
+    assert secagg._random_piece(range(1, 3))[0] == 2
+
+
+def test_random_attempts_are_of_every_ring() -> None:
+    drawn = [secagg._ring(random.Random(seed), 50) for seed in range(20)]
+    assert {each["ring_bits"] for each in drawn} == {8, 16, 32}
+    assert all(1 <= 50 * each["bound"] < 2 ** (each["ring_bits"] - 1) for each in drawn)
