@@ -18,6 +18,7 @@ from sottovoce.common.errors import PolicyError
 from sottovoce.common.ledger.entries import CapChange, DomainOpened, PolicyVersion
 from sottovoce.common.ledger.store import Ledger
 from sottovoce.common.ledger.terms import Policy, policy_from
+from sottovoce.common.privacy.filter import KEPT
 
 MAX_POLICY_BYTES = 50_000
 
@@ -72,6 +73,7 @@ def adopt(policy: Policy, ledger: Ledger) -> int:
                     epsilon_cap=terms.epsilon_cap,
                     delta=terms.delta,
                     small_population=terms.small_population,
+                    conceded_delta=terms.delta * KEPT,
                 )
             )
         elif domain.cap != terms.epsilon_cap:

@@ -56,8 +56,8 @@ class Charge:
     sampled has `sampling_prob` 1. The numbers mean what they mean in `common/privacy/accountant.py`.
     """
 
-    what: Name
     mechanism: Literal["poisson_gaussian"]
+    what: Name
     noise_multiplier: NoiseMultiplier
     sampling_prob: Probability
     steps: Annotated[int, Interval(1, 10_000_000)]
@@ -67,12 +67,38 @@ class Charge:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistributedCharge:
+    """What one kind of private number costs in mode `distributed`: `steps` sums over sites with shares of noise.
+
+    Whole grid steps; the numbers mean what they mean in `common/privacy/distributed_accountant.py`. `cap` and
+    `n_patients` are this site's, and the same at every other.
+    """
+
+    mechanism: Literal["poisson_discrete_gaussian_sum"]
+    what: Name
+    squared_norm: Annotated[int, Interval(1, 2**52)]
+    variance_numerator: Annotated[int, Interval(1, 2**56)]
+    variance_denominator: Annotated[int, Interval(1, 2**56)]
+    n_min: Annotated[int, Interval(1, 1000)]
+    n_colluding: Annotated[int, Interval(0, 999)]
+    n_parameters: Annotated[int, Interval(1, 2**40)]
+    sampling_prob: Probability
+    steps: Annotated[int, Interval(1, 10_000_000)]
+    n_patients: Annotated[int, Interval(1, 10_000_000)]
+    overflow_prob: Annotated[float, Interval(0.0, 1.0)]
+    cap: Annotated[int, Interval(1, 10_000_000)] | None = None
+
+
+AnyCharge = Charge | DistributedCharge  # told apart by `mechanism`, their first field
+
+
+@dataclass(frozen=True, kw_only=True)
 class AccountedBy:
-    """Which program computed the figures of an entry."""
+    """Which program computed the figures of an entry; `grid` is of privacy loss, where it has one."""
 
     name: Name
     version: Name
-    grid: Positive
+    grid: Positive | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +156,11 @@ class PolicyVersion:
 
 @dataclass(frozen=True, kw_only=True)
 class DomainOpened:
-    """A closed enrolment period of patients gets its budget. All fields are public constants."""
+    """A closed enrolment period of patients gets its budget. All fields are public constants.
+
+    `conceded_delta` is the part of `delta` that the filter keeps for draws and sums that secure sums concede
+    (`privacy/filter.py`); a domain without it has nothing to concede.
+    """
 
     kind: Literal["domain_opened"]
     domain: Name
@@ -140,6 +170,7 @@ class DomainOpened:
     epsilon_cap: Positive
     delta: Delta
     small_population: bool
+    conceded_delta: Annotated[float, Interval(0.0, 1.0, low_open=True, high_open=True)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,9 +199,9 @@ class CapChange:
 class Approval:
     """A named person lets one run of one study spend; its charges are reserved whole.
 
-    The entry's index is the grant that reservations draw from. `epsilon` is the study's own figure at `delta`
-    by PLD; `domain_epsilon` is the figure that decided, over everything the domain has promised, at the
-    domain's delta, by the rule `decided_by` (`budget.py` states the rules).
+    The entry's index is the grant that reservations draw from. `epsilon` is the study's own figure at `delta`, by
+    PLD or, where there are secure sums, by a Renyi bound; `domain_epsilon` is the figure that decided, over
+    everything the domain has promised, at the domain's delta, by the rule `decided_by` (`rule.py` states the rules).
     """
 
     kind: Literal["approval"]
@@ -182,8 +213,8 @@ class Approval:
     noise: Noise
     delta: Delta
     sites_per_patient: Count
-    charges: Annotated[tuple[Charge, ...], Interval(0, 20)]
-    decided_by: Literal["pld", "rdp_filter", "not_private"]
+    charges: Annotated[tuple[AnyCharge, ...], Interval(0, 20)]
+    decided_by: Literal["pld", "rdp", "rdp_filter", "not_private"]
     person: Name
     public_key: Digest
     signature: Signature

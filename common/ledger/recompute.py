@@ -11,10 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sottovoce.common.ledger.entries import Approval, Charge, Entry, Reserve
-from sottovoce.common.ledger.rule import Accountant, decide, merged, order_of
+from sottovoce.common.ledger.entries import AnyCharge, Approval, DistributedCharge, Entry, Reserve
+from sottovoce.common.ledger.rule import Accountant, by_the_filter, decide, merged, order_of
 from sottovoce.common.ledger.state import Domain, Grant, State, drawn
-from sottovoce.common.privacy.filter import filter_epsilon
 
 TOLERANCE = 1e-6  # the same program gives the same figure; another program is `verify_ledger.py`
 
@@ -97,6 +96,7 @@ def _study(
         "epsilon": accountant.epsilon(approval.charges, approval.delta) if private else None,
         "epsilon_spent": _epsilon(spent, approval.delta, accountant) if private else None,
         "epsilon_in_sites": _in_sites(approval, accountant) if private else {},
+        "epsilon_by_colluding": _by_colluding(approval, accountant),
         "releases": len(rounds),
         "closed": grant.closed,
         "rounds": _prefixes(approval, rounds, accountant, n_prefixes) if private else [],
@@ -105,7 +105,7 @@ def _study(
 
 def _domain(state: State, name: str, domain: Domain, accountant: Accountant) -> dict[str, Any]:
     delta, promised, spent = domain.opened.delta, state.promised(name), state.spent(name)
-    by_filter = filter_epsilon(promised, delta, order=order_of(domain.opened))
+    by_filter = by_the_filter(promised, domain.opened, order=order_of(domain.opened))
     bare = state.without_noise(name)  # something left without any noise: there is no figure
     return {
         "domain": name,
@@ -145,12 +145,22 @@ def _prefixes(
 
 
 def _in_sites(approval: Approval, accountant: Accountant) -> dict[str, float]:
-    """A patient who is in k sites of this study meets all of their releases (mode `local`)."""
-    figures = {}
-    for k in range(1, approval.sites_per_patient + 1):
-        charges = [replace(charge, steps=charge.steps * k) for charge in approval.charges]
-        figures[str(k)] = accountant.epsilon(merged(charges), approval.delta)
-    return figures
+    """A patient who is in k sites of this study meets all of their releases, or is in each sum k times."""
+    charges = merged(approval.charges)
+    return {
+        str(k): accountant.epsilon(charges, approval.delta, n_sites=k)
+        for k in range(1, approval.sites_per_patient + 1)
+    }
+
+
+def _by_colluding(approval: Approval, accountant: Accountant) -> dict[str, float]:
+    """What secure sums are worth against 0, 1, ... and in the end all other sites of the fewest that a sum may have."""
+    charges = merged(approval.charges)
+    fewest = [charge.n_min for charge in charges if isinstance(charge, DistributedCharge)]
+    return {
+        str(t): accountant.epsilon(charges, approval.delta, n_colluding=t)
+        for t in range(min(fewest, default=0))
+    }
 
 
 def _rounds(entries: Sequence[Entry]) -> dict[int, list[Reserve]]:
@@ -161,5 +171,5 @@ def _rounds(entries: Sequence[Entry]) -> dict[int, list[Reserve]]:
     return rounds
 
 
-def _epsilon(charges: Sequence[Charge], delta: float, accountant: Accountant) -> float:
+def _epsilon(charges: Sequence[AnyCharge], delta: float, accountant: Accountant) -> float:
     return accountant.epsilon(merged(charges), delta) if charges else 0.0

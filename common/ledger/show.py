@@ -9,13 +9,14 @@ from typing import Any
 
 from sottovoce.common.config import as_plain
 from sottovoce.common.ledger.entries import (
+    AnyCharge,
     Approval,
     Body,
     Burn,
     CapChange,
-    Charge,
     Commit,
     Denial,
+    DistributedCharge,
     DomainClosed,
     DomainOpened,
     Entry,
@@ -28,6 +29,7 @@ from sottovoce.common.ledger.entries import (
     StudyClosed,
     Withdrawal,
 )
+from sottovoce.common.ledger.rule import sum_of
 from sottovoce.common.ledger.state import State, fold
 
 
@@ -89,9 +91,15 @@ def in_words(body: Body) -> str:
             return f"denied to {body.study[:16]}…: {body.reason}"
 
 
-def charge_in_words(charge: Charge) -> str:
-    """Returns one line with every number of a charge."""
+def charge_in_words(charge: AnyCharge) -> str:
+    """Returns one line with every number of a charge; of a sum over sites, what an epsilon follows from."""
     cap = "" if charge.cap is None else f", at most {charge.cap} in a draw"
+    if isinstance(charge, DistributedCharge):
+        noise = sum_of(charge).noise_multiplier()
+        return (
+            f"{charge.what}: {charge.steps} sums over at least {charge.n_min} sites, {charge.n_colluding} of which may "
+            f"collude; noise of the others {noise:g}, sampling {charge.sampling_prob:g}{cap} of a site"
+        )
     records = (
         "" if charge.records_per_patient == 1 else f", {charge.records_per_patient} records of a patient"
     )

@@ -16,9 +16,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from sottovoce.common.config import as_plain, canonical
-from sottovoce.common.errors import PolicyError
+from sottovoce.common.errors import PolicyError, PrivacyError
 from sottovoce.common.keys import verified
 from sottovoce.common.ledger.entries import (
+    AnyCharge,
     Approval,
     Body,
     Burn,
@@ -26,6 +27,7 @@ from sottovoce.common.ledger.entries import (
     Charge,
     Commit,
     Denial,
+    DistributedCharge,
     DomainClosed,
     DomainOpened,
     Entry,
@@ -38,7 +40,7 @@ from sottovoce.common.ledger.entries import (
     StudyClosed,
     Withdrawal,
 )
-from sottovoce.common.ledger.rule import merged
+from sottovoce.common.ledger.rule import decider_of_first, merged, sum_of
 from sottovoce.common.ledger.terms import Policy, delta_problem, policy_from, refusals
 
 
@@ -169,12 +171,12 @@ class State:
         """Returns the reservations of which nothing is known to have come."""
         return [name for name, release in self.releases.items() if release.open]
 
-    def promised(self, domain: str) -> tuple[Charge, ...]:
+    def promised(self, domain: str) -> tuple[AnyCharge, ...]:
         """Returns everything that counts against a domain's cap, merged."""
         grants = [self.grants[index] for index in self.domains[domain].grants]
         return merged(charge for grant in grants for charge in counted(grant))
 
-    def spent(self, domain: str) -> tuple[Charge, ...]:
+    def spent(self, domain: str) -> tuple[AnyCharge, ...]:
         """Returns everything that was reserved for a release so far, merged."""
         grants = [self.grants[index] for index in self.domains[domain].grants]
         return merged(charge for grant in grants for charge in drawn(grant))
@@ -227,6 +229,8 @@ class State:
         wanted = terms and (terms.n_patients, terms.epsilon_cap, terms.delta, terms.small_population)
         if (body.n_patients, body.epsilon_cap, body.delta, body.small_population) != wanted:
             return "expected the domain's constants as the policy in force states them"
+        if body.conceded_delta is not None and body.conceded_delta >= body.delta:
+            return "expected a domain to keep less than its delta for what is conceded"
         return delta_problem(body.n_patients, body.delta, small_population=body.small_population)
 
     def _cap_problem(self, body: CapChange) -> str | None:
@@ -261,10 +265,13 @@ class State:
             return "expected charges of different names"
         if any(charge.n_patients != domain.opened.n_patients for charge in body.charges):
             return f"expected charges over the domain's n_patients={domain.opened.n_patients}"
+        if problem := _mechanism_problem(body):
+            return problem
         if body.noise == "secret" and self.not_private(body.domain):
             return "releases without secret noise were allowed in this domain; expected a domain without them"
-        if body.decided_by == "not_private" or (body.decided_by == "pld" and domain.grants):
-            return "PLD alone decides only for the first study of a domain"
+        alone = None if domain.grants else decider_of_first(body.charges)
+        if body.decided_by not in ("rdp_filter", alone):
+            return "expected the filter to decide; for the first study of a domain alone PLD may, or RDP for sums"
         if body.domain_epsilon > domain.cap:
             return f"expected at most the cap {domain.cap:g}; came {body.domain_epsilon:.4f}"
         return self._cap_in_force_problem(domain)
@@ -314,7 +321,21 @@ class State:
         )
 
 
-def drawn(grant: Grant) -> Iterator[Charge]:
+def _mechanism_problem(body: Approval) -> str | None:
+    """A mode's promise is its mechanism's: whose sums are seen, and whom they are safe from."""
+    wanted = DistributedCharge if body.mode == "distributed" else Charge
+    if not all(isinstance(charge, wanted) for charge in body.charges):
+        return f"expected charges of mode {body.mode!r}"
+    for charge in body.charges:
+        if isinstance(charge, DistributedCharge):
+            try:
+                sum_of(charge)
+            except PrivacyError:
+                return "expected n_colluding below n_min, and shares of variance at least 1/2"
+    return None
+
+
+def drawn(grant: Grant) -> Iterator[AnyCharge]:
     """Yields what was reserved for releases of a grant; a burned reservation is spent like a committed one."""
     for charge in grant.approval.charges:
         steps = grant.drawn.get(charge.what, 0)
@@ -322,9 +343,9 @@ def drawn(grant: Grant) -> Iterator[Charge]:
             yield replace(charge, steps=steps)
 
 
-def counted(grant: Grant) -> Iterator[Charge]:
+def counted(grant: Grant) -> Iterator[AnyCharge]:
     """Yields what counts against the cap: all of it, unless the study ended early under the filter (`rule.py`)."""
-    whole = not grant.closed or grant.approval.decided_by == "pld"
+    whole = not grant.closed or grant.approval.decided_by != "rdp_filter"
     yield from grant.approval.charges if whole else drawn(grant)
 
 

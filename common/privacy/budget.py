@@ -14,6 +14,7 @@ Guarantees:
   - Two threads see one budget: every step is taken alone.
 """
 
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,11 +25,13 @@ from sottovoce.common.errors import LedgerError
 from sottovoce.common.keys import SigningKey, same_digest
 from sottovoce.common.ledger.entries import (
     AccountedBy,
+    AnyCharge,
     Approval,
     Burn,
     Charge,
     Commit,
     Denial,
+    DistributedCharge,
     DomainClosed,
     Mode,
     Noise,
@@ -37,11 +40,15 @@ from sottovoce.common.ledger.entries import (
     StudyClosed,
     Withdrawal,
 )
-from sottovoce.common.ledger.rule import Accountant, Decision, decide
+from sottovoce.common.ledger.rule import Accountant, Decision, decide, sum_of
 from sottovoce.common.ledger.state import State, approval_statement
 from sottovoce.common.ledger.store import Ledger
 from sottovoce.common.ledger.terms import refusals
-from sottovoce.common.privacy.accountant import GRID, Event, epsilon
+from sottovoce.common.privacy import accountant as pld
+from sottovoce.common.privacy import distributed_accountant as sums
+from sottovoce.common.privacy.accountant import GRID, Event
+from sottovoce.common.privacy.distributed_accountant import DistributedEvent
+from sottovoce.common.privacy.filter import composed_epsilon
 
 _UNSIGNED = "0" * 128
 
@@ -50,26 +57,64 @@ GUARD = 1e-4  # added to every figure, see below
 
 
 class PldAccountant:
-    """The accountant that decides: PLD by dp-accounting, over the ledger's plain numbers.
+    """The accountant that decides, over the ledger's plain numbers: PLD by dp-accounting where there is one.
+
+    Secure sums have a Renyi bound instead, and with them whatever else is asked for together.
 
     The distributions are rounded upwards, their convolution by FFT is not: two grids differ by some 1e-6 either
-    way. Far more than that is added, so that an auditor with a finer grid never finds more than was recorded.
+    way. Far more than that is added, so that an auditor with a finer grid never finds more than was recorded. The
+    Renyi bounds of two programs differ by 1e-14 of themselves; the same is added.
     """
 
-    @property
-    def facts(self) -> AccountedBy:
-        """Which program this is."""
-        return AccountedBy(name="dp-accounting PLD", version=_version(), grid=GRID)
+    def facts_of(self, charges: Sequence[AnyCharge]) -> AccountedBy:
+        """Which program this is, for such charges."""
+        if any(isinstance(charge, DistributedCharge) for charge in charges):
+            return AccountedBy(name="Renyi, whole orders", version=f"sottovoce {_version('sottovoce')}")
+        return AccountedBy(name="dp-accounting PLD", version=_version("dp-accounting"), grid=GRID)
 
-    def epsilon(self, charges: Sequence[Charge], delta: float) -> float:
+    def epsilon(
+        self,
+        charges: Sequence[AnyCharge],
+        delta: float,
+        *,
+        n_colluding: int | None = None,
+        n_sites: int = 1,
+    ) -> float:
         """Returns an upper bound of the epsilon of all charges together."""
-        found = epsilon([event_of(charge) for charge in charges], delta)
+        draws = [event_of(charge) for charge in charges if isinstance(charge, Charge)]
+        summed = [
+            _against(sum_of(charge), n_colluding)
+            for charge in charges
+            if isinstance(charge, DistributedCharge)
+        ]
+        if not summed:
+            found = pld.epsilon(pld.in_sites(draws, n_sites), delta)
+        elif not draws:
+            found = sums.epsilon(summed, delta, n_sites=n_sites)
+        else:
+            found = composed_epsilon([*draws, *summed], delta, n_sites=n_sites)
         return found + GUARD if found > 0.0 else 0.0
 
 
+def replace_one_epsilon(charges: Sequence[AnyCharge], delta: float) -> float:
+    """Returns the epsilon of the same charges if a patient is replaced by another instead of removed."""
+    draws = [event_of(charge) for charge in charges if isinstance(charge, Charge)]
+    summed = [sum_of(charge) for charge in charges if isinstance(charge, DistributedCharge)]
+    if not summed:
+        return pld.epsilon(draws, delta, adjacency="replace_one")
+    if not draws:
+        return sums.replace_one(summed, delta)
+    return sums.removed_and_added(lambda share: composed_epsilon([*draws, *summed], share), delta)
+
+
+def _against(event: DistributedEvent, n_colluding: int | None) -> DistributedEvent:
+    """At most all other sites of a sum collude."""
+    return event if n_colluding is None else replace(event, n_colluding=min(n_colluding, event.n_min - 1))
+
+
 @cache
-def _version() -> str:
-    return metadata.version("dp-accounting")  # it reads a file: milliseconds
+def _version(package: str) -> str:
+    return metadata.version(package)  # it reads a file: milliseconds
 
 
 def event_of(charge: Charge) -> Event:
@@ -95,7 +140,7 @@ class Request:
     mode: Mode
     noise: Noise
     delta: float
-    charges: Sequence[Charge]
+    charges: Sequence[AnyCharge]
     sites_per_patient: int = 1
     purpose_reference: str | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
@@ -114,7 +159,7 @@ class Reserved:
     """Training may begin."""
 
     release: str
-    charge: Charge | None  # None in mode `none`, where no figure exists
+    charge: AnyCharge | None  # None in mode `none`, where no figure exists
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,13 +328,19 @@ class Budget:
             decided_by=decision.decided_by,
             epsilon=self._accountant.epsilon(tuple(request.charges), request.delta),
             domain_epsilon=decision.domain_epsilon,
-            accountant=self._accountant.facts,
+            accountant=self._accountant.facts_of(request.charges),
         )
         return figures, decision
 
     def _reason_against(self, approval: Approval, decision: Decision | None) -> str | None:
         problems = refusals(self.state.policy, approval) if self.state.policy else ["expected a policy first"]
-        if decision and not decision.allowed:
+        if decision and not decision.allowed and math.isinf(decision.domain_epsilon):
+            problems.append(
+                "epsilon: there is no finite figure of everything promised with this study: what its secure sums "
+                "concede is more than the domain keeps of its delta. Expected a larger cap on the draw, fewer rounds, "
+                "or a domain that was opened by a newer version."
+            )
+        elif decision and not decision.allowed:
             cap = self.state.domains[approval.domain].cap
             problems.append(
                 f"epsilon: everything promised with this study is {decision.domain_epsilon:.4f} by "
@@ -308,6 +359,6 @@ class Budget:
         return self._ledger.digest_key.digest("released", release.encode() + b"\n" + released)
 
 
-def _charge(approval: Approval, what: str, steps: int) -> Charge | None:
+def _charge(approval: Approval, what: str, steps: int) -> AnyCharge | None:
     found = next((charge for charge in approval.charges if charge.what == what), None)
     return replace(found, steps=steps) if found else None

@@ -39,7 +39,7 @@ from functools import lru_cache
 from typing import Literal
 
 from sottovoce.common.errors import PrivacyError
-from sottovoce.common.privacy.filter import full_draw_prob
+from sottovoce.common.privacy.draws import full_draw_prob
 
 ORDERS: tuple[int, ...] = (*range(2, 65), *range(68, 129, 4), 160, 192, 256, 384, 512)
 
@@ -144,7 +144,7 @@ def replace_one(events: Sequence[DistributedEvent], delta: float) -> float:
     The smaller of removing and then adding ((e, d) twice is (2 e, d + exp(e) d)), and of joint convexity: with the
     sampling probability both are drawn, and the sum moves by two clipping norms. No tighter bound is known to us.
     """
-    return min(_removed_and_added(events, delta), _moved_by_two(events, delta))
+    return min(removed_and_added(lambda share: epsilon(events, share), delta), _moved_by_two(events, delta))
 
 
 def divergence(
@@ -192,11 +192,12 @@ def _smallest(spent: Callable[[int], float], delta: float) -> float:
     )
 
 
-def _removed_and_added(events: Sequence[DistributedEvent], delta: float) -> float:
+def removed_and_added(epsilon_at: Callable[[float], float], delta: float) -> float:
+    """Returns what replacing costs by removing and then adding, from what either costs at any delta."""
     one = 0.0
     for _ in range(200):
         share = delta / (1 + math.exp(min(one, 700.0)))
-        needed = epsilon(events, share) if share > 0 else math.inf
+        needed = epsilon_at(share) if share > 0 else math.inf
         if needed <= one or math.isinf(needed):
             return 2 * needed
         one = needed + 1e-4

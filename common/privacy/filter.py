@@ -23,6 +23,15 @@ Guarantees:
     exp((order - 1) * divergence) over the sample of the others).
   - Several records of a patient are the patient's: joint convexity once more, over how many are drawn.
   - More charges never give a smaller figure.
+  - Secure sums count by their own bound (`distributed_accountant.divergence`), at the same order, and what they
+    concede never exceeds the part of delta that was kept for it beforehand.
+
+What secure sums concede. A draw beyond the cap, or a sum too large to be sent, is in no Renyi bound: its probability
+is taken off delta. How much of it there will be is chosen study by study, so the order's argument comes once more:
+who may trade it against divergence after having seen releases gets up to twice delta, since the two are weighed by
+different laws. So both limits stand beforehand, apart: all that is ever conceded stays within `kept`, and every
+charge, of whatever mode, is priced at delta - kept (Whitehouse, Ramdas, Rogers and Wu 2023 add the two alike). A
+domain says at its opening what it keeps, a thousandth of delta; opened without, it has nothing to concede.
 
 >>> draws = Draws(noise_multiplier=8.0, sampling_prob=1.0, steps=50, n_patients=1000)
 >>> round(filter_epsilon([draws], 1e-5, order=fixed_order(4.0, 1e-5)), 2)
@@ -31,11 +40,19 @@ Guarantees:
 
 import functools
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-ORDERS: tuple[int, ...] = (*range(2, 65), *range(68, 129, 4), 160, 192, 256, 384, 512)
+from sottovoce.common.privacy.distributed_accountant import (
+    ORDERS,
+    DistributedEvent,
+    conceded_delta,
+    divergence,
+)
+from sottovoce.common.privacy.draws import full_draw_prob, log_choose
+
+KEPT = 1e-3  # of a domain's delta, for what secure sums concede: some 10,000 steps at 2^-40, for a price below 1e-3
 
 
 class Charged(Protocol):
@@ -73,10 +90,60 @@ def fixed_order(cap: float, delta: float) -> int:
     return max(ORDERS, key=lambda order: (cap - _price(order, delta)) / order)
 
 
-def filter_epsilon(charges: Iterable[Charged], delta: float, *, order: int) -> float:
-    """Returns the epsilon at `delta` that the sum of all charges stays within at one order, fixed beforehand."""
+def filter_epsilon(
+    charges: Sequence[Charged | DistributedEvent], delta: float, *, order: int, kept: float = 0.0
+) -> float:
+    """Returns the epsilon at `delta` that the sum of all charges stays within at one order, fixed beforehand.
+
+    `kept` is the part of delta for what secure sums concede, fixed beforehand too; inf if they concede more.
+    """
+    sums = [charge for charge in charges if isinstance(charge, DistributedEvent)]
+    if conceded_delta(sums) > kept:
+        return math.inf
     total = math.fsum(charge.steps * _step(charge, order) for charge in charges)
-    return max(0.0, total + _price(order, delta)) if total else 0.0
+    return max(0.0, total + _price(order, delta - kept)) if total else 0.0
+
+
+def composed_epsilon(
+    charges: Sequence[Charged | DistributedEvent], delta: float, *, n_sites: int = 1
+) -> float:
+    """Returns the epsilon at `delta` of all charges together, if their constants were fixed beforehand.
+
+    The smallest over all orders. A full draw's probability is taken off delta, or it is in the divergence as in the
+    filter, whichever is less. A patient in `n_sites` sites meets all of their draws, and is in each sum so often.
+    """
+    sums = [charge for charge in charges if isinstance(charge, DistributedEvent)]
+    draws = [_times(charge, n_sites) for charge in charges if not isinstance(charge, DistributedEvent)]
+    left = delta - conceded_delta(sums, n_sites=n_sites)
+    full = math.fsum(draw.steps * _full(draw) for draw in draws)
+    capless = [replace(draw, cap=None) for draw in draws]
+    return min(_smallest(draws, sums, left, n_sites), _smallest(capless, sums, left - full, n_sites))
+
+
+def _smallest(
+    draws: Sequence[Charged], sums: Sequence[DistributedEvent], delta: float, n_sites: int
+) -> float:
+    if not sum(charge.steps for charge in draws) + sum(one.steps for one in sums):
+        return 0.0
+    if delta <= 0:
+        return math.inf
+
+    def spent(order: int) -> float:
+        of_draws = math.fsum(draw.steps * _step(draw, order) for draw in draws)
+        return of_draws + math.fsum(one.steps * divergence(one, order, n_sites=n_sites) for one in sums)
+
+    return max(0.0, min(spent(order) + _price(order, delta) for order in ORDERS))
+
+
+def _times(charge: Charged, n_sites: int) -> Draws:
+    return Draws(
+        noise_multiplier=charge.noise_multiplier,
+        sampling_prob=charge.sampling_prob,
+        steps=n_sites * charge.steps,
+        n_patients=charge.n_patients,
+        cap=charge.cap,
+        records_per_patient=charge.records_per_patient,
+    )
 
 
 def _price(order: int, delta: float) -> float:
@@ -84,25 +151,24 @@ def _price(order: int, delta: float) -> float:
     return math.log1p(-1 / order) - math.log(delta * order) / (order - 1)
 
 
-def _step(charge: Charged, order: int) -> float:
-    sizes = (charge.n_patients, charge.cap, charge.records_per_patient)
-    return _one_step(charge.noise_multiplier, charge.sampling_prob, *sizes, order)
+def _step(charge: Charged | DistributedEvent, order: int) -> float:
+    if isinstance(charge, DistributedEvent):
+        return divergence(charge, order)
+    full = _full(charge)
+    return _one_step(charge.noise_multiplier, charge.sampling_prob, order, charge.records_per_patient, full)
+
+
+def _full(charge: Charged) -> float:
+    if charge.cap is None:
+        return 0.0
+    return _full_draw(charge.n_patients, charge.sampling_prob, charge.cap, charge.records_per_patient)
+
+
+_full_draw = functools.lru_cache(maxsize=4096)(full_draw_prob)
 
 
 @functools.lru_cache(maxsize=4096)
 def _one_step(
-    noise_multiplier: float,
-    sampling_prob: float,
-    n_patients: int,
-    cap: int | None,
-    n_records: int,
-    order: int,
-) -> float:
-    full = 0.0 if cap is None else full_draw_prob(n_patients, sampling_prob, cap, n_records)
-    return _divergence(noise_multiplier, sampling_prob, order, n_records, full)
-
-
-def _divergence(
     noise_multiplier: float, sampling_prob: float, order: int, n_records: int, full: float
 ) -> float:
     moment = _log_moment(noise_multiplier, sampling_prob, order, n_records)
@@ -123,34 +189,11 @@ def _log_moment(noise_multiplier: float, sampling_prob: float, order: int, n_rec
     return _log_sum([weight + k * (k - 1) * precision for k, weight in enumerate(drawn)])
 
 
-def full_draw_prob(n_patients: int, sampling_prob: float, cap: int, n_records: int = 1) -> float:
-    """Bounds P(the others leave less room than one patient needs); it grows with n, so an upper bound of n is safe."""
-    others, room = (n_patients - 1) * n_records, cap - n_records
-    if room >= others:
-        return 0.0
-    if room < 0 or sampling_prob == 1.0:
-        return 1.0
-    inside, outside = math.log(sampling_prob), math.log1p(-sampling_prob)
-    mean = others * sampling_prob
-    total, k = 0.0, room + 1
-    while k <= others:
-        term = math.exp(_log_choose(others, k) + k * inside + (others - k) * outside)
-        total += term
-        if k > mean and term <= total * 1e-17:  # past the mode the terms fall faster than a geometric series
-            break
-        k += 1
-    return min(1.0, total)
-
-
 def _log_binomial(n: int, prob: float) -> list[float]:
     if prob == 1.0:
         return [-math.inf] * n + [0.0]
     inside, outside = math.log(prob), math.log1p(-prob)
-    return [_log_choose(n, k) + k * inside + (n - k) * outside for k in range(n + 1)]
-
-
-def _log_choose(n: int, k: int) -> float:
-    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    return [log_choose(n, k) + k * inside + (n - k) * outside for k in range(n + 1)]
 
 
 def _log_sum(terms: list[float]) -> float:

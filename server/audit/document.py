@@ -15,6 +15,7 @@ from typing import Any
 from sottovoce.common.config import as_plain
 from sottovoce.common.errors import PrivacyError
 from sottovoce.common.ledger.entries import (
+    AnyCharge,
     Approval,
     Burn,
     CapChange,
@@ -39,8 +40,7 @@ from sottovoce.common.ledger.rule import Accountant, merged
 from sottovoce.common.ledger.show import charge_in_words, in_words
 from sottovoce.common.ledger.state import State, policy_digest
 from sottovoce.common.ledger.verify import verify
-from sottovoce.common.privacy import accountant as pld
-from sottovoce.common.privacy.budget import PldAccountant, event_of
+from sottovoce.common.privacy.budget import PldAccountant, replace_one_epsilon
 from sottovoce.common.privacy_specs import FEW_PATIENTS, USUAL_DELTA
 from sottovoce.server.audit.facts import (
     NOT_PRIVATE,
@@ -122,7 +122,7 @@ def audit_ledger(
         domains=figures.domains,
         studies=figures.studies,
         compared=figures.compared,
-        recomputed_by=accountant.facts,
+        recomputed_by=accountant.facts_of(_everything(state)),
         purposes=tuple(sorted({study.purpose for study in figures.studies})),
         policies=policies,
         policy_in_force=_policy_text(entries),
@@ -203,7 +203,7 @@ def _domain(
         counts_against_cap=domain.promised_epsilon,
         spent=plain["epsilon_spent"],
         promised=plain["epsilon_promised"],
-        spent_replace_one=None if bare else _replace_one(spent, opened.delta),
+        spent_replace_one=None if bare else replace_one_epsilon(spent, opened.delta),
         spent_at_usual_delta=_epsilon(spent, USUAL_DELTA, accountant) if usual else None,
         promised_at_usual_delta=_epsilon(promised, USUAL_DELTA, accountant) if usual else None,
         in_sites=() if bare else _in_sites(state, name, accountant),
@@ -221,7 +221,8 @@ def _reasons(state: State, name: str) -> tuple[str, ...]:
         reasons.append(f"at most {opened.n_patients} patients, fewer than {FEW_PATIENTS:,}")
     if opened.delta > USUAL_DELTA:
         reasons.append(f"delta is {opened.delta:g}, above {USUAL_DELTA:g} (small population)")
-    if any(charge.records_per_patient > 1 for one in approvals for charge in one.charges):
+    draws = [charge for one in approvals for charge in one.charges if isinstance(charge, Charge)]
+    if any(charge.records_per_patient > 1 for charge in draws):
         reasons.append("recordings were drawn and clipped one by one, not patients")
     return tuple(reasons)
 
@@ -237,8 +238,8 @@ def _in_sites(state: State, name: str, accountant: Accountant) -> tuple[InSites,
     return tuple(
         InSites(
             sites=k,
-            spent=_epsilon(_times(state.spent(name), k), delta, accountant),
-            promised=_epsilon(_times(state.promised(name), k), delta, accountant),
+            spent=_epsilon(state.spent(name), delta, accountant, n_sites=k),
+            promised=_epsilon(state.promised(name), delta, accountant, n_sites=k),
         )
         for k in several
     )
@@ -246,7 +247,7 @@ def _in_sites(state: State, name: str, accountant: Accountant) -> tuple[InSites,
 
 def _path(entries: Sequence[Entry], name: str, accountant: Accountant) -> tuple[Point, ...]:
     """The domain's spent epsilon after some of its releases, evenly spread, the first and the last among them."""
-    state, moments = State(), list[tuple[int, tuple[Charge, ...]]]()
+    state, moments = State(), list[tuple[int, tuple[AnyCharge, ...]]]()
     for entry in entries:
         state.apply(entry.index, entry.body)
         if isinstance(entry.body, Reserve) and _grant_domain(state, entry.body) == name:
@@ -377,17 +378,14 @@ def _approvals(state: State, name: str) -> list[Approval]:
     return [state.grants[index].approval for index in state.domains[name].grants]
 
 
-def _times(charges: Sequence[Charge], k: int) -> list[Charge]:
-    return [replace(charge, steps=charge.steps * k) for charge in charges]
+def _everything(state: State) -> list[AnyCharge]:
+    return [charge for grant in state.grants.values() for charge in grant.approval.charges]
 
 
-def _epsilon(charges: Sequence[Charge], delta: float, accountant: Accountant) -> float:
-    return accountant.epsilon(merged(charges), delta) if charges else 0.0
-
-
-def _replace_one(charges: Sequence[Charge], delta: float) -> float:
-    """The same releases under the other adjacency: one patient in another's place."""
-    return pld.epsilon([event_of(charge) for charge in charges], delta, adjacency="replace_one")
+def _epsilon(
+    charges: Sequence[AnyCharge], delta: float, accountant: Accountant, *, n_sites: int = 1
+) -> float:
+    return accountant.epsilon(merged(charges), delta, n_sites=n_sites) if charges else 0.0
 
 
 def _worst_stamp(domains: Sequence[DomainFacts]) -> str | None:

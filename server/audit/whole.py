@@ -13,7 +13,7 @@ from importlib import metadata
 from sottovoce.common.errors import LedgerError
 from sottovoce.common.keys import public_key_from
 from sottovoce.common.ledger.checkpoint import parse
-from sottovoce.common.ledger.entries import Charge
+from sottovoce.common.ledger.entries import AnyCharge
 from sottovoce.common.ledger.reader import LineRefused, Reader, lines_of
 from sottovoce.common.ledger.rule import Accountant, merged
 from sottovoce.common.ledger.state import State
@@ -193,7 +193,7 @@ def _together(
     files: Sequence[LedgerFiles], ledgers: Sequence[LedgerFacts], accountant: Accountant
 ) -> tuple[Together, ...]:
     """Composes what each site spent over all cells; at the smallest delta of its domains."""
-    spent: dict[str, list[Charge]] = {}
+    spent: dict[str, list[AnyCharge]] = {}
     cells: dict[str, set[str]] = {}
     delta: dict[str, float] = {}
     for one, facts in zip(files, ledgers, strict=True):

@@ -22,13 +22,12 @@ from pathlib import Path
 
 from sottovoce.client.policy import adopt
 from sottovoce.common.errors import LedgerError
-from sottovoce.common.ledger.entries import Charge
+from sottovoce.common.ledger.entries import AnyCharge
 from sottovoce.common.ledger.files import DiskFolder
-from sottovoce.common.ledger.rule import merged, order_of
+from sottovoce.common.ledger.rule import by_the_filter, merged, order_of
 from sottovoce.common.ledger.store import HEAD_FILE, LEDGER_FILE
 from sottovoce.common.ledger.verify import verify
 from sottovoce.common.privacy.budget import Budget, Granted, Reserved
-from sottovoce.common.privacy.filter import filter_epsilon
 from tests.fakes.faulty_disk import Fault, FaultyDisk, FaultyFolder, Killed
 from tests.fakes.ledgers import ACCOUNTANT, DOMAIN, OTHER_STUDY, STUDY, charge_of, hospital
 
@@ -46,7 +45,7 @@ class Broken(AssertionError):
 class World:
     """What the patient outside has seen."""
 
-    began: Counter[Charge] = field(default_factory=Counter)
+    began: Counter[AnyCharge] = field(default_factory=Counter)
     sent: dict[str, bytes] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     largest_cap: float = 3.0
@@ -322,8 +321,11 @@ def _check_budget(budget: Budget, world: World) -> None:
             raise Broken(f"{steps} steps began, {spent} are in the ledger")
     together = merged(replace(charge, steps=steps) for charge, steps in world.began.items())
     if together:
-        order = order_of(budget.state.domains[DOMAIN].opened)
-        figures = (filter_epsilon(together, 1e-5, order=order), ACCOUNTANT.epsilon(together, 1e-5))
+        opened = budget.state.domains[DOMAIN].opened
+        figures = (
+            by_the_filter(together, opened, order=order_of(opened)),
+            ACCOUNTANT.epsilon(together, 1e-5),
+        )
         if min(figures) > world.largest_cap:
             raise Broken(f"{figures} spent under a cap of {world.largest_cap}")
     for release, released in world.sent.items():

@@ -1,5 +1,6 @@
 """A small hospital: its keys, its policy, an approver, a ledger, and an accountant that remembers."""
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +9,7 @@ from typing import Any
 
 from sottovoce.client.policy import adopt
 from sottovoce.common.keys import DigestKey, SigningKey
-from sottovoce.common.ledger.entries import AccountedBy, Charge
+from sottovoce.common.ledger.entries import AccountedBy, AnyCharge, Charge, DistributedCharge
 from sottovoce.common.ledger.files import Folder
 from sottovoce.common.ledger.store import Ledger, Move
 from sottovoce.common.ledger.terms import Approver, DomainTerms, Policy
@@ -28,12 +29,18 @@ class RememberingAccountant:
         self._accountant = PldAccountant()
         self._ask = cache(self._accountant.epsilon)
 
-    @property
-    def facts(self) -> AccountedBy:
-        return self._accountant.facts
+    def facts_of(self, charges: Sequence[AnyCharge]) -> AccountedBy:
+        return self._accountant.facts_of(charges)
 
-    def epsilon(self, charges: Sequence[Charge], delta: float) -> float:
-        return self._ask(tuple(charges), delta)
+    def epsilon(
+        self,
+        charges: Sequence[AnyCharge],
+        delta: float,
+        *,
+        n_colluding: int | None = None,
+        n_sites: int = 1,
+    ) -> float:
+        return self._ask(tuple(charges), delta, n_colluding=n_colluding, n_sites=n_sites)
 
 
 ACCOUNTANT = RememberingAccountant()
@@ -44,6 +51,25 @@ def charge_of(steps: int = 8, noise_multiplier: float = 2.0, what: str = "update
     return Charge(
         what=what, mechanism="poisson_gaussian", noise_multiplier=noise_multiplier, steps=steps, **numbers
     )
+
+
+def sums_of(
+    steps: int = 20, noise_multiplier: float = 4.0, what: str = "update", **more: Any
+) -> DistributedCharge:
+    """Sums over at least 5 sites of which 2 collude; a clipping norm is 2^10 grid steps."""
+    numbers: dict[str, Any] = {
+        "squared_norm": 2**20,
+        "variance_numerator": math.ceil(noise_multiplier**2 * 2**20 / 3),
+        "variance_denominator": 1,
+        "n_min": 5,
+        "n_colluding": 2,
+        "n_parameters": 1000,
+        "sampling_prob": 0.25,
+        "n_patients": N_PATIENTS,
+        "overflow_prob": 1e-12,
+        **more,
+    }
+    return DistributedCharge(what=what, mechanism="poisson_discrete_gaussian_sum", steps=steps, **numbers)
 
 
 @dataclass(frozen=True)
@@ -84,7 +110,7 @@ class Hospital:
         keys = [self.key, self.next_key]
         return Ledger.open(folder, keys, self.digest_key, clock=lambda: START, seen=seen, move=move)
 
-    def request(self, *, study: str = STUDY, charges: Sequence[Charge] = (), **changes: Any) -> Request:
+    def request(self, *, study: str = STUDY, charges: Sequence[AnyCharge] = (), **changes: Any) -> Request:
         request = Request(
             study=study,
             domain=DOMAIN,

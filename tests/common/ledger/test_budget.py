@@ -15,7 +15,8 @@ from sottovoce.common.ledger.store import LEDGER_FILE, Ledger
 from sottovoce.common.ledger.verify import entries_of
 from sottovoce.common.privacy import budget
 from sottovoce.common.privacy.budget import Budget, Denied, Granted, Reserved
-from sottovoce.common.privacy.filter import ORDERS, filter_epsilon, fixed_order
+from sottovoce.common.privacy.distributed_accountant import ORDERS
+from sottovoce.common.privacy.filter import KEPT, filter_epsilon, fixed_order
 from tests.fakes import ledger_schedules
 from tests.fakes.faulty_disk import FaultyDisk, FaultyFolder
 from tests.fakes.ledger_schedules import Broken, run_schedule
@@ -107,7 +108,7 @@ def test_a_cap_that_moves_does_not_move_the_order() -> None:
 
 
 def by_filter(charges: Any, opening_cap: float = 3.0) -> float:
-    return filter_epsilon(charges, 1e-5, order=fixed_order(opening_cap, 1e-5))
+    return filter_epsilon(charges, 1e-5, order=fixed_order(opening_cap, 1e-5), kept=1e-5 * KEPT)
 
 
 def test_a_study_that_ends_early_gives_back_what_it_has_not_drawn() -> None:

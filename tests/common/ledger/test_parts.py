@@ -3,6 +3,7 @@
 import itertools
 import math
 import stat
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from sottovoce.common.errors import KeyFileError, LedgerError
 from sottovoce.common.keys import DigestKey, SigningKey, load_keys, new_keys, verified
 from sottovoce.common.ledger.checkpoint import Checkpoint, parse, sign
-from sottovoce.common.ledger.entries import AccountedBy, Approval, Charge, Recovery, Withdrawal
+from sottovoce.common.ledger.entries import AccountedBy, AnyCharge, Approval, Charge, Recovery, Withdrawal
 from sottovoce.common.ledger.export import export, verifier_text
 from sottovoce.common.ledger.outbox import Outbox
 from sottovoce.common.ledger.recompute import recompute
@@ -22,7 +23,8 @@ from sottovoce.common.ledger.store import HEAD_FILE, LEDGER_FILE
 from sottovoce.common.ledger.verify import entries_of
 from sottovoce.common.ledger.witness import proof_since, witness
 from sottovoce.common.privacy.accountant import Event, rdp_epsilon
-from sottovoce.common.privacy.filter import ORDERS, Draws, filter_epsilon, fixed_order
+from sottovoce.common.privacy.distributed_accountant import ORDERS
+from sottovoce.common.privacy.filter import Draws, filter_epsilon, fixed_order
 from tests.fakes.faulty_disk import FaultyDisk, FaultyFolder
 from tests.fakes.ledgers import ACCOUNTANT, DOMAIN, PERSON, STUDY, hospital, lived_in
 
@@ -162,11 +164,17 @@ def test_a_figure_that_was_recorded_wrong_is_named(changes: dict[str, Any], what
 
 def test_a_study_that_should_have_been_denied_is_named() -> None:
     class Generous:
-        @property
-        def facts(self) -> AccountedBy:
-            return ACCOUNTANT.facts
+        def facts_of(self, charges: Sequence[AnyCharge]) -> AccountedBy:
+            return ACCOUNTANT.facts_of(charges)
 
-        def epsilon(self, charges: object, delta: float) -> float:
+        def epsilon(
+            self,
+            charges: Sequence[AnyCharge],
+            delta: float,
+            *,
+            n_colluding: int | None = None,
+            n_sites: int = 1,
+        ) -> float:
             return 100.0
 
     dear = Charge(
@@ -286,7 +294,7 @@ def test_the_order_lets_gaussian_steps_reach_as_far_as_any_order(cap: float, del
 def test_the_probability_of_a_full_draw_is_that_of_the_binomial() -> None:
     from scipy.stats import binom
 
-    from sottovoce.common.privacy.filter import full_draw_prob
+    from sottovoce.common.privacy.draws import full_draw_prob
 
     for n, q, cap in ((1000, 0.064, 96), (50, 0.5, 20), (2000, 0.01, 60)):
         assert math.isclose(full_draw_prob(n, q, cap), binom.sf(cap - 1, n - 1, q), rel_tol=1e-9)
