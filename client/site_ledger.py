@@ -26,14 +26,15 @@ from sottovoce.client import policy as policies
 from sottovoce.common.errors import LedgerError
 from sottovoce.common.files import write_whole
 from sottovoce.common.keys import SigningKey, load_keys, new_keys
-from sottovoce.common.ledger.entries import Charge
+from sottovoce.common.ledger.entries import AnyCharge, Charge, DistributedCharge
 from sottovoce.common.ledger.files import DiskFolder
 from sottovoce.common.ledger.outbox import Outbox
 from sottovoce.common.ledger.store import LEDGER_FILE, Ledger, Move
 from sottovoce.common.privacy.accountant import Event
 from sottovoce.common.privacy.budget import Budget, Denied, Granted, PldAccountant, Request
-from sottovoce.common.privacy.plan import counts_events, training_event
-from sottovoce.common.privacy_specs import USUAL_DELTA, LocalPrivacy, NoPrivacy
+from sottovoce.common.privacy.distributed_accountant import DistributedEvent
+from sottovoce.common.privacy.of_study import counts_of, updates_of
+from sottovoce.common.privacy_specs import USUAL_DELTA, NoPrivacy
 from sottovoce.common.study import Study
 
 KEYS, POLICY_FILE, OUTBOX, WITHDRAWN_FILE = "keys", "policy.toml", "outbox", "withdrawn.jsonl"
@@ -266,14 +267,12 @@ def request_of(study: Study, domain: str) -> Request:
     )
 
 
-def charges_of(study: Study) -> tuple[Charge, ...]:
+def charges_of(study: Study) -> tuple[AnyCharge, ...]:
     """Returns what a study will draw from a site's budget: its steps, spare rounds included, and its counts."""
-    spec = study.privacy
-    if not isinstance(spec, LocalPrivacy):
-        return ()
-    update = _charge(UPDATE, training_event(spec, spec.steps_in(study.federation.rounds)))
-    return (update, *(_charge(COUNTS, event) for event in counts_events(spec, study.n_evaluations)))
+    drawn = ((UPDATE, updates_of(study)), (COUNTS, counts_of(study)))
+    return tuple(_charge(what, event) for what, event in drawn if event is not None)
 
 
-def _charge(what: str, event: Event) -> Charge:
-    return Charge(what=what, **asdict(event))
+def _charge(what: str, event: Event | DistributedEvent) -> AnyCharge:
+    kind = Charge if isinstance(event, Event) else DistributedCharge
+    return kind(what=what, **asdict(event))
