@@ -209,7 +209,7 @@ def _checked(update: Update, size: int, weight: float) -> npt.NDArray[np.float64
     numbers = update.astype(np.float64)
     if not np.abs(numbers).max() <= _LARGEST_FLOAT:  # nor is any comparison with NaN true
         raise UpdateRefused(
-            "Expected finite changes of weights, as 32-bit floats are; came another. Train with a smaller learning rate."
+            "Expected finite changes of weights, in 32-bit floats; came another. Train with a smaller learning rate."
         )
     return numbers
 
