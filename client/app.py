@@ -12,11 +12,12 @@ Guarantees:
   - In a private mode a reply holds released bytes, a public number of steps and a signed checkpoint; nothing else.
   - Nothing in a message can turn privacy off: only the site's own configuration, `without-privacy`, for the twins of
     a simulation, and not at a site that has a ledger. Such a site also asks its ledger before mode `none`.
+  - Where the study has secure sums, nothing leaves but under masks, in five phases (`client/secure.py`); a plain
+    request for an update or counts is refused. An attempt's secrets are in `Context.state`: in memory alone.
   - What is cached in a process (opened sites without their pages, one model) is bounded.
 """
 
 import functools
-import hashlib
 import json
 import logging
 from collections import OrderedDict
@@ -24,6 +25,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -34,24 +36,32 @@ from torch import nn
 from sottovoce.client.evaluate import confusion
 from sottovoce.client.releases import (
     NOTHING_RELEASED,
+    UNDER_MASKS_ONLY,
     Called,
     Refusal,
     release_confusion,
+    release_counts_sum,
+    release_gradient_sum,
     release_openly,
     release_update,
 )
-from sottovoce.client.site_ledger import COUNTS, UPDATE, Released
+from sottovoce.client.secure import Mask, answered
+from sottovoce.client.secure_folder import SecureFolder
+from sottovoce.client.site_ledger import SECURE
 from sottovoce.client.train import TrainResult
 from sottovoce.client.train import train as train_locally
 from sottovoce.client.train_private import check_units
 from sottovoce.common import models
 from sottovoce.common import study as studies
 from sottovoce.common.dataset import SiteData
-from sottovoce.common.errors import RunError, SottovoceError
+from sottovoce.common.errors import RunError, SecureSumError, SottovoceError
 from sottovoce.common.flower import array_record, read_weights
 from sottovoce.common.folds import fold_of, leaking_random_fold, n_folds
-from sottovoce.common.privacy_specs import LocalPrivacy, NoPrivacy
+from sottovoce.common.privacy_specs import DistributedPrivacy, LocalPrivacy, NoPrivacy
+from sottovoce.common.secagg.complaint import Phase
+from sottovoce.common.secagg.session import Agreement, Session
 from sottovoce.common.study import HashFolds, Study
+from sottovoce.common.sums import COUNTS, UPDATE, What, codec_of, how, public_weights, run_name, terms_of
 from sottovoce.common.weights import Array, Layout, ModelWeights, digest
 
 CACHE_SITES = 128  # each holds a file descriptor, of which a process has about a thousand
@@ -87,14 +97,12 @@ def _guarded(handler: Handler) -> Handler:
 @_guarded
 def train(message: Message, context: Context) -> Message:
     """Trains the weights of the message on the speakers who are not withheld."""
-    visit = _visit(message, context)
-    allowed = visit.data.trains & ~visit.withheld
-    data = visit.data if allowed.all() else visit.data.select(allowed)
-    sent = _sent(message, visit)
+    visit = _plain(_visit(message, context))
+    data, sent = visit.trainable, _sent(message, visit)
     if visit.private:
         return _private_training(message, context, visit, data, sent)
     if _keeps_ledger(context):  # also without privacy nothing leaves that the ledger does not know
-        payload = release_openly(
+        opened = release_openly(
             _ledger_folder(context, data.site),
             visit.study,
             data,
@@ -102,7 +110,7 @@ def train(message: Message, context: Context) -> Message:
             UPDATE,
             lambda kept: _packed(*_trained(visit, kept)),
         )
-        return _open_reply(message, *_unpacked(payload, sent))
+        return _open_reply(message, *_unpacked(opened.data, sent))
     return _open_reply(message, *_trained(visit, data))
 
 
@@ -110,32 +118,63 @@ def train(message: Message, context: Context) -> Message:
 @_guarded
 def evaluate(message: Message, context: Context) -> Message:
     """Counts (truth, predicted) over the speakers who are withheld, as one flat list; noised in a private mode."""
-    visit = _visit(message, context)
-    sent = _sent(message, visit)
-    data = visit.data.select(visit.withheld).originals()
-    n_classes = len(visit.study.labels.classes)
-    if visit.private:
-        check_units(visit.data, visit.study)
-        called, folder = _called(visit, sent), _ledger_folder(context, data.site)
-        released = release_confusion(folder, visit.study, visit.model, data, called, device=visit.device)
-        visit.data.release()
-        counts = np.frombuffer(released.data, "<i8")
-        return _private_reply(message, {}, {"confusion": counts.tolist()}, released)
-    if _keeps_ledger(context):
-        payload = release_openly(
-            _ledger_folder(context, data.site),
-            visit.study,
-            data,
-            _called(visit, sent),
-            COUNTS,
-            lambda kept: confusion(visit.model, kept, n_classes, visit.device).astype("<i8").tobytes(),
-        )
-        counts = np.frombuffer(payload, "<i8").astype(np.int64)
-    else:
-        counts = confusion(visit.model, data, n_classes, visit.device)
+    visit = _plain(_visit(message, context))
+    counts, checkpoint = _counted(context, visit, _called(visit, _sent(message, visit)))
     visit.data.release()
-    metrics = MetricRecord({"confusion": counts.reshape(-1).tolist()})
-    return Message(RecordDict({"metrics": metrics}), reply_to=message)
+    content = RecordDict({"metrics": MetricRecord({"confusion": counts.reshape(-1).tolist()})})
+    if checkpoint:
+        content["ledger"] = ConfigRecord({"checkpoint": checkpoint})
+    return Message(content, reply_to=message)
+
+
+def _plain(visit: "_Visit") -> "_Visit":
+    """Refuses a request for numbers in the clear where the study promised masks."""
+    if visit.secure:
+        raise Refusal(UNDER_MASKS_ONLY)
+    return visit
+
+
+def _phase(what: What, phase: Phase) -> Handler:
+    """Returns the handler of one phase of a secure sum of updates or of counts."""
+
+    @_guarded
+    def answer(message: Message, context: Context) -> Message:
+        visit = _visit(message, context)
+        if not visit.secure:
+            raise RunError("Expected a request for plain numbers: this study has no secure sums here.")
+        place = SecureFolder(_secure_folder(context, visit.data.site))
+        asked = message.content["secagg"]
+        terms = terms_of(visit.study, what, n_parameters=visit.weights.layout.size)
+        agreement = terms.agreement(
+            place.roster(visit.study.digest()),
+            run=run_name(visit.study, seed=visit.seed, fold=visit.fold, how=visit.how, what=what),
+            round=visit.round,
+            model_digest=str(asked["model"]),
+        )
+        key, held = f"secagg-{what}", context.state.get(f"secagg-{what}")
+        said = answered(
+            phase,
+            bytes(asked["body"]),  # type: ignore[arg-type]
+            agreement=agreement,
+            site=visit.data.site,
+            place=place,
+            held=bytes(held["held"]) if isinstance(held, ConfigRecord) else b"",  # type: ignore[arg-type]
+            vector=lambda session, mask: _vector(what, message, context, visit, agreement, session, mask),
+        )
+        context.state[key] = ConfigRecord({"held": said.held})
+        name, body = ("body", said.body) if said.body else ("complaint", said.complaint)
+        content = RecordDict({"secagg": ConfigRecord({name: body})})
+        if said.checkpoint:
+            content["ledger"] = ConfigRecord({"checkpoint": said.checkpoint})
+        return Message(content, reply_to=message)
+
+    return answer
+
+
+for _name in get_args(Phase):
+    if _name != "sum":  # the coordinator's own
+        app.train(_name)(_phase(UPDATE, _name))
+        app.evaluate(_name)(_phase(COUNTS, _name))
 
 
 @app.query()
@@ -144,6 +183,102 @@ def query(message: Message, context: Context) -> Message:
     """Says the name of the site."""
     name = ConfigRecord({"site": _opened(_site_folder(context)).site})
     return Message(RecordDict({"config": name}), reply_to=message)
+
+
+def _vector(
+    what: What,
+    message: Message,
+    context: Context,
+    visit: "_Visit",
+    agreement: Agreement,
+    session: Session,
+    mask: Mask,
+) -> tuple[bytes, str]:
+    """Makes this site's vector for the weights in the message and has it masked; with its ledger's checkpoint."""
+    sent = _sent(message, visit)
+    if digest(sent) != session.model_digest:
+        raise SecureSumError("model", "Expected the weights whose digest the session has; came others.")
+    called, study = _called(visit, sent), visit.study
+    data = visit.data.select(visit.withheld).originals() if what == COUNTS else visit.trainable
+    try:
+        if isinstance(study.privacy, DistributedPrivacy):
+            release = release_gradient_sum if what == UPDATE else release_counts_sum
+            released = release(
+                _ledger_folder(context, data.site),
+                study,
+                visit.model,
+                data,
+                called,
+                attempt=session.attempt,
+                mask=mask,
+                device=visit.device,
+            )
+            return released.data, released.checkpoint
+        if what == COUNTS:
+            counts, checkpoint = _counted(context, visit, called)
+            return mask(counts.reshape(-1)), checkpoint
+        after, checkpoint = _updated(context, visit, data, called, sent)
+        layout = Layout.of(sent)
+        change = layout.flatten(after).astype(np.float64) - layout.flatten(sent)
+        if not np.linalg.norm(change) <= study.federation.max_update_norm:
+            raise RunError("This site's update is longer than federation.max_update_norm; nothing was sent.")
+        codec = codec_of(study, layout.size, seed=visit.seed, round=visit.round)
+        weight = public_weights(study, agreement.roster)[data.site]
+        return mask(codec.encode(change, site=data.site, weight=weight)), checkpoint
+    finally:
+        visit.data.release()
+
+
+def _updated(
+    context: Context, visit: "_Visit", data: SiteData, called: Called, sent: Mapping[str, Array]
+) -> tuple[Mapping[str, Array], str]:
+    """Trains, in a private mode or none, with or without a ledger; returns new weights and a checkpoint, if any."""
+    if visit.private:
+        folder = _ledger_folder(context, data.site)
+        check_units(visit.data, visit.study)  # of the whole site: features were standardised over all of it
+        released = release_update(
+            folder,
+            visit.study,
+            visit.model,
+            data,
+            called,
+            proximal_mu=visit.proximal_mu,
+            device=visit.device,
+        )
+        flat = np.frombuffer(released.data, "<f4").astype(np.float32)
+        return Layout.of(sent).unflatten(flat), released.checkpoint
+    if _keeps_ledger(context):  # also without privacy nothing leaves that the ledger does not know
+        opened = release_openly(
+            _ledger_folder(context, data.site),
+            visit.study,
+            data,
+            called,
+            UPDATE,
+            lambda kept: _packed(*_trained(visit, kept)),
+        )
+        return _unpacked(opened.data, sent)[1], ""
+    return _trained(visit, data)[1], ""
+
+
+def _counted(context: Context, visit: "_Visit", called: Called) -> tuple[npt.NDArray[np.int64], str]:
+    """Counts (truth, predicted) over the withheld speakers; noised in a private mode, with a checkpoint then."""
+    data, n_classes = visit.data.select(visit.withheld).originals(), len(visit.study.labels.classes)
+    if visit.private:
+        check_units(visit.data, visit.study)
+        folder = _ledger_folder(context, data.site)
+        released = release_confusion(folder, visit.study, visit.model, data, called, device=visit.device)
+        return np.frombuffer(released.data, "<i8").astype(np.int64), released.checkpoint
+    if not _keeps_ledger(context):
+        return confusion(visit.model, data, n_classes, visit.device), ""
+    opened = release_openly(
+        _ledger_folder(context, data.site),
+        visit.study,
+        data,
+        called,
+        COUNTS,
+        lambda kept: confusion(visit.model, kept, n_classes, visit.device).astype("<i8").tobytes(),
+    )
+    return np.frombuffer(opened.data, "<i8").astype(np.int64), ""
 
 
 def _trained(visit: "_Visit", data: SiteData) -> tuple[Metrics, dict[str, Array]]:
@@ -170,31 +305,16 @@ def _open_reply(message: Message, metrics: Metrics, weights: Mapping[str, Array]
 def _private_training(
     message: Message, context: Context, visit: "_Visit", data: SiteData, sent: Mapping[str, Array]
 ) -> Message:
-    check_units(visit.data, visit.study)  # of the whole site: features were standardised over all of it
-    released = release_update(
-        _ledger_folder(context, data.site),
-        visit.study,
-        visit.model,
-        data,
-        _called(visit, sent),
-        proximal_mu=visit.proximal_mu,
-        device=visit.device,
-    )
+    weights, checkpoint = _updated(context, visit, data, _called(visit, sent), sent)
     visit.data.release()
-    layout = Layout.of(sent)
-    weights = layout.unflatten(np.frombuffer(released.data, "<f4").astype(np.float32))
     steps = visit.study.privacy.steps_per_round if isinstance(visit.study.privacy, LocalPrivacy) else 0
-    return _private_reply(message, weights, {"n-steps": steps}, released)
-
-
-def _private_reply(
-    message: Message, weights: Mapping[str, Array], metrics: Metrics, released: Released
-) -> Message:
     content = RecordDict(
-        {"metrics": MetricRecord(dict(metrics)), "ledger": ConfigRecord({"checkpoint": released.checkpoint})}
+        {
+            "arrays": array_record(weights),
+            "metrics": MetricRecord({"n-steps": steps}),
+            "ledger": ConfigRecord({"checkpoint": checkpoint}),
+        }
     )
-    if weights:
-        content["arrays"] = array_record(weights)
     return Message(content, reply_to=message)
 
 
@@ -210,9 +330,9 @@ def _sent(message: Message, visit: "_Visit") -> dict[str, Array]:
 
 
 def _called(visit: "_Visit", sent: Mapping[str, Array]) -> Called:
-    rest = f"{visit.rounds} {visit.proximal_mu!r} {visit.leaks}"
-    how = f"-{hashlib.sha256(rest.encode()).hexdigest()[:8]}"
-    return Called(seed=visit.seed, fold=visit.fold, round=visit.round, model=digest(sent), how=how)
+    return Called(
+        seed=visit.seed, fold=visit.fold, round=visit.round, model=digest(sent), how=f"-{visit.how}"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +345,7 @@ class _Visit:
     model: nn.Module
     weights: ModelWeights
     private: bool
+    secure: bool
     leaks: bool
     seed: int
     fold: int
@@ -232,6 +353,17 @@ class _Visit:
     rounds: int
     proximal_mu: float
     device: str
+
+    @property
+    def how(self) -> str:
+        """A digest of the rest of the instruction."""
+        return how(rounds=self.rounds, proximal_mu=self.proximal_mu, leaks=self.leaks)
+
+    @property
+    def trainable(self) -> SiteData:
+        """The recordings that may be trained on."""
+        allowed = self.data.trains & ~self.withheld
+        return self.data if allowed.all() else self.data.select(allowed)
 
 
 def _visit(message: Message, context: Context) -> _Visit:
@@ -247,6 +379,7 @@ def _visit(message: Message, context: Context) -> _Visit:
         raise Refusal("Expected no split by recording in a private mode; the message asks for one.")
     return _Visit(
         private=private,
+        secure=study.sums_are_secure and not _is_twin(context),
         leaks=leaks,
         fold=fold,
         study=study,
@@ -347,6 +480,14 @@ def _ledger_folder(context: Context, site: str) -> Path:
     if "ledger-folder" not in context.node_config and "ledgers-folder" in context.run_config:
         return Path(_setting(context, "ledgers-folder")) / site
     return Path(_setting(context, "ledger-folder"))
+
+
+def _secure_folder(context: Context, site: str) -> Path:
+    if _keeps_ledger(context):
+        return _ledger_folder(context, site) / SECURE
+    if "secure-folder" not in context.node_config and "secure-folders" in context.run_config:
+        return Path(_setting(context, "secure-folders")) / site
+    return Path(_setting(context, "secure-folder"))
 
 
 @lru_cache(maxsize=4)

@@ -190,6 +190,50 @@ def ledger_checkpoint(folder: LedgerFolder) -> None:
     typer.echo(newest_checkpoint(read_ledger(folder)), nl=False)
 
 
+@ledger_app.command("identity")
+def ledger_identity(folder: SiteFolder, as_json: AsJson = False) -> None:
+    """Print the public key by which rosters know this site in secure sums."""
+    from sottovoce.client.site_ledger import SiteLedger
+
+    with SiteLedger.open(folder) as site:
+        name, public_key = site.budget.state.site, site.secure.key.public_hex
+    _print_json({"site": name, "identity": public_key}) if as_json else typer.echo(f"{name}={public_key}")
+
+
+@ledger_app.command("federation")
+def ledger_federation(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A coordinator's record of its secure sums.")],
+    coordinator: Annotated[
+        str | None, typer.Option(metavar="KEY", help="The coordinator's public key, as in the roster.")
+    ] = None,
+    site: Annotated[
+        list[Path],
+        typer.Option("--site", metavar="FOLDER", help="A site's ledger to hold it against; may be repeated."),
+    ] = [],  # noqa: B006 - Typer copies it
+    delta: Annotated[float, typer.Option(help="The delta at which to say what it cost.")] = 1e-5,
+    as_json: AsJson = False,
+) -> None:
+    """Judge a coordinator's record of every attempt at a secure sum. Exit 0 valid, 1 not valid."""
+    from sottovoce.common.federation_ledger.compare import compared_with
+    from sottovoce.common.federation_ledger.reading import read_federation, read_file
+    from sottovoce.common.federation_ledger.terminal import refusal_line, report_lines
+    from sottovoce.common.keys import public_key_from
+    from sottovoce.common.ledger.reading import read_ledger
+
+    data, found = read_file(file), {str(path): read_ledger(path) for path in site}
+    key = None if coordinator is None else public_key_from(coordinator)
+    try:
+        report = read_federation(data, coordinator_key=key)
+    except LedgerError as error:
+        _print_json({"ok": False, "problem": str(error)}) if as_json else _print([refusal_line(str(error))])
+        raise typer.Exit(1) from None
+    compared = {name: compared_with(report, files) for name, files in found.items()}
+    ok = not any(one["problems"] for one in compared.values())
+    plain = {"ok": ok, **report.plain(delta), "compared": compared}
+    _print_json(plain) if as_json else _print(report_lines(plain))
+    raise typer.Exit(0 if ok else 1)
+
+
 @ledger_app.command("withdraw")
 def ledger_withdraw(
     folder: SiteFolder,
@@ -302,17 +346,43 @@ def policy_adopt(
         typer.echo(f"Version {version} was in force already; nothing was written.")
 
 
+def roster(
+    coordinator: Annotated[str, typer.Option(metavar="KEY", help="The coordinator's public key.")],
+    site: Annotated[
+        list[str],
+        typer.Option(metavar="NAME=KEY", help="A site as `ledger identity` prints it; one for each."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write it.")],
+) -> None:
+    """Write down who takes part in a study's secure sums: names and public keys, for every approver to sign for."""
+    from sottovoce.client.secure_folder import roster_of
+    from sottovoce.common.config import canonical
+    from sottovoce.common.files import write_whole
+    from sottovoce.common.sums import roster_digest
+
+    made = roster_of(coordinator, site)
+    with _mendable(out, LedgerError):
+        write_whole(out, canonical(made).encode())
+    typer.echo(f"Wrote {out}: {len(made.members)} sites, digest {roster_digest(made)}.")
+    typer.echo("Compare the digest by telephone before anybody approves it.")
+
+
 def approve(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="A study file (TOML).")],
     ledger: Annotated[Path, typer.Option(metavar="FOLDER", help="The site's own ledger folder.")],
     domain: Annotated[str, typer.Option(help="Whose budget it spends.")],
     person: Annotated[str, typer.Option(metavar="NAME", help="Who approves, as in the policy.")],
     key: Annotated[Path, typer.Option(metavar="FILE", help="This person's key (`sottovoce key new`).")],
+    roster: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Who takes part, by their keys (`study roster`); for secure sums."),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before signing.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Let a study spend from a domain's budget, as a named person. Exit 1 where it is denied."""
-    from sottovoce.client.site_ledger import SiteLedger, request_of
+    from sottovoce.client.secure_folder import read_roster
+    from sottovoce.client.site_ledger import SiteLedger
     from sottovoce.common.config import as_plain
     from sottovoce.common.keys import SigningKey
     from sottovoce.common.ledger.terminal import draft_lines
@@ -320,15 +390,18 @@ def approve(
     from sottovoce.common.study import load
 
     loaded, signing = load(study), SigningKey.load(key)
+    pinned = None if roster is None else read_roster(roster)
     with SiteLedger.open(ledger) as site:
-        request = request_of(loaded, domain)
+        request = site.request(loaded, domain, pinned)
         draft = site.budget.draft(request, person=person, public_key=signing.public_hex)
         if not as_json:
             _print(draft_lines(draft, study=loaded.name, cap=site.budget.state.domains[domain].cap))
+            if loaded.sums_are_secure and pinned is not None:
+                typer.echo(f"Secure sums among {', '.join(member.site for member in pinned.members)}.")
         if not yes and not typer.confirm(f"Sign as {person}?", err=True):
             typer.echo("Nothing was signed, nothing was spent.")
             raise typer.Exit(1)
-        answer = site.approve(loaded, domain=domain, person=person, key=signing)
+        answer = site.approve(loaded, domain=domain, person=person, key=signing, roster=pinned)
     if isinstance(answer, Granted):
         plain = {"granted": True, "grant": answer.grant, "approval": as_plain(answer.approval)}
         words = f"GRANTED: entry {answer.grant}. The whole study is reserved; the site may train it once."

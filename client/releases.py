@@ -21,22 +21,26 @@ import numpy.typing as npt
 from torch import nn
 
 from sottovoce.client.evaluate import log_probabilities
-from sottovoce.client.site_ledger import COUNTS, UPDATE, Ask, Released, SiteLedger
-from sottovoce.client.train_private import check_units, train_private
+from sottovoce.client.secure import Mask
+from sottovoce.client.site_ledger import Ask, Released, SiteLedger
+from sottovoce.client.train_private import check_units, gradient_sum, train_private
 from sottovoce.common.dataset import SiteData
-from sottovoce.common.errors import PrivacyError, SottovoceError
+from sottovoce.common.errors import PrivacyError, SecureSumError, SottovoceError
+from sottovoce.common.privacy.distributed import masked, site_sum
 from sottovoce.common.privacy.plan import release_counts
 from sottovoce.common.privacy.sampling import first_recordings
 from sottovoce.common.privacy.source import SecretSource, SimulatedNoise_NotPrivate, Source
 from sottovoce.common.privacy.stages import PatientGradients
-from sottovoce.common.privacy_specs import LocalPrivacy
+from sottovoce.common.privacy_specs import DistributedPrivacy, LocalPrivacy, Private
 from sottovoce.common.streams import derive
 from sottovoce.common.study import Study
+from sottovoce.common.sums import COUNTS, UPDATE, mechanism_of
 
 _log = logging.getLogger(__name__)
 
 # All that a site with a ledger ever says of why. Denials count withdrawals, errors name files and patients.
 NOTHING_RELEASED = "This site released nothing in this round. Its own log and ledger say why."
+UNDER_MASKS_ONLY = "This study has secure sums; this site sends nothing in the clear."
 LEDGER_SAYS_NO = "This site's ledger says no. Its own log says why."
 
 
@@ -54,14 +58,15 @@ class Called:
     model: str
     how: str = ""
 
-    def ask(self, what: str, steps: int = 1) -> Ask:
-        """Returns the ask for so many steps of one charge."""
+    def ask(self, what: str, steps: int = 1, attempt: int | None = None) -> Ask:
+        """Returns the ask for so many steps of one charge; with `attempt` it is made for that attempt alone."""
         return Ask(
             what=what,
             run=f"{self.seed}-{self.fold}{self.how}",
             steps=steps,
             round=self.round,
             model=self.model,
+            attempt=attempt,
         )
 
 
@@ -122,9 +127,72 @@ def release_confusion(
     return _released(folder, study, ask, data, make)
 
 
+def release_gradient_sum(
+    folder: Path,
+    study: Study,
+    model: nn.Module,
+    data: SiteData,
+    called: Called,
+    *,
+    attempt: int,
+    mask: Mask,
+    device: str = "cpu",
+) -> Released:
+    """Makes this site's part of a round's sum (mode `distributed`) and puts its masks on; each attempt is charged.
+
+    Raises:
+        Refusal: the site's ledger says no, or nothing could be released.
+        SecureSumError: the sum's messages were wrong; what was reserved is burned.
+    """
+    spec = _distributed(study)
+
+    def make(withdrawn: frozenset[str]) -> bytes:
+        total = gradient_sum(
+            model,
+            data,
+            study,
+            mechanism_of(study, spec, UPDATE),
+            source=_source(spec, data.site, called, UPDATE),
+            withdrawn=withdrawn,
+            device=device,
+        )
+        return masked(total, mask).message
+
+    return _released(folder, study, called.ask(UPDATE, attempt=attempt), data, make)
+
+
+def release_counts_sum(
+    folder: Path,
+    study: Study,
+    model: nn.Module,
+    data: SiteData,
+    called: Called,
+    *,
+    attempt: int,
+    mask: Mask,
+    device: str = "cpu",
+) -> Released:
+    """Makes this site's part of the sum of evaluation counts (mode `distributed`) and puts its masks on.
+
+    Raises:
+        Refusal, SecureSumError: as `release_gradient_sum`.
+    """
+    spec, n_classes = _distributed(study), len(study.labels.classes)
+
+    def make(withdrawn: frozenset[str]) -> bytes:
+        check_units(data, study)
+        kept = _without(data, withdrawn)
+        rows = contributions(model, kept, n_classes, n_most=spec.counts_utterances, device=device)
+        source = _source(spec, data.site, called, COUNTS)
+        total = site_sum(PatientGradients(values=rows), mechanism_of(study, spec, COUNTS), source)
+        return masked(total, mask).message
+
+    return _released(folder, study, called.ask(COUNTS, attempt=attempt), data, make)
+
+
 def release_openly(
     folder: Path, study: Study, data: SiteData, called: Called, what: str, make: Callable[[SiteData], bytes]
-) -> bytes:
+) -> Released:
     """Mode `none` at a site that keeps a ledger: its policy must allow it, and the ledger says that it happened.
 
     `make` is given the data without those who withdrew.
@@ -132,7 +200,7 @@ def release_openly(
     Raises:
         Refusal: the policy or its approver does not allow it; nothing was trained.
     """
-    return _released(folder, study, called.ask(what), data, lambda gone: make(_without(data, gone))).data
+    return _released(folder, study, called.ask(what), data, lambda gone: make(_without(data, gone)))
 
 
 def contributions(
@@ -160,7 +228,11 @@ def _released(
     manifest = json.dumps([data.keys, data.patients], sort_keys=True).encode()
     try:
         with SiteLedger.open(folder) as site:
+            if study.sums_are_secure:
+                site.roster(study)  # the one that was approved, or nothing
             released = site.release(study, ask, manifest=manifest, make=make)
+    except SecureSumError:
+        raise  # of messages on the wire: a complaint, and no word of data
     except Exception as error:
         # Why is private: a patient too many, or a list that was lost, says something of a patient.
         ours = isinstance(error, SottovoceError)  # else it is a defect, and its traceback is wanted
@@ -178,7 +250,13 @@ def _local(study: Study) -> LocalPrivacy:
     return study.privacy
 
 
-def _source(spec: LocalPrivacy, site: str, called: Called, what: str) -> Source:
+def _distributed(study: Study) -> DistributedPrivacy:
+    if not isinstance(study.privacy, DistributedPrivacy):
+        raise PrivacyError(f"Expected a study of mode distributed; came mode {study.privacy.mode!r}.")
+    return study.privacy
+
+
+def _source(spec: Private, site: str, called: Called, what: str) -> Source:
     if not spec.seeded_noise:
         return SecretSource()
     # By fold and purpose too: folds that share their noise would make an interval over folds too narrow.

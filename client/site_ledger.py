@@ -10,6 +10,7 @@
 
 Guarantees:
   - `make` runs after its reservation is durable, and what it returns is handed on after its commit is.
+  - What is asked for one attempt alone is made once: another attempt is another release, with other coins.
   - Asked again for the same release (study, run, round, model) the same bytes come back and nothing is spent; after a
     crash or a failure a new one is made and charged, if the study's spare rounds still pay for it.
   - A patient who withdrew is out of every later release, of whatever domain, and is on the list before the ledger says
@@ -23,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 
 from sottovoce.client import policy as policies
+from sottovoce.client.secure_folder import SecureFolder
 from sottovoce.common.errors import LedgerError
 from sottovoce.common.files import write_whole
 from sottovoce.common.keys import SigningKey, load_keys, new_keys
@@ -35,10 +37,12 @@ from sottovoce.common.privacy.budget import Budget, Denied, Granted, PldAccounta
 from sottovoce.common.privacy.distributed_accountant import DistributedEvent
 from sottovoce.common.privacy.of_study import counts_of, updates_of
 from sottovoce.common.privacy_specs import USUAL_DELTA, NoPrivacy
+from sottovoce.common.secagg.session import Roster
 from sottovoce.common.study import Study
+from sottovoce.common.sums import COUNTS, UPDATE, roster_digest
 
 KEYS, POLICY_FILE, OUTBOX, WITHDRAWN_FILE = "keys", "policy.toml", "outbox", "withdrawn.jsonl"
-UPDATE, COUNTS = "update", "evaluation_counts"
+SECURE = "secure"  # identity, rosters and marks of secure sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,7 @@ class Ask:
     steps: int
     round: int
     model: str
+    attempt: int | None = None  # of a secure sum whose vector is made anew, and charged, in each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +89,7 @@ class SiteLedger:
                 )
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # only the hospital's own account may look in
         signing, digest_key = new_keys(folder / KEYS)
+        SecureFolder.create(folder / SECURE)
         with Ledger.create(DiskFolder(folder), site=site, key=signing, digest_key=digest_key):
             return signing.public_hex
 
@@ -112,9 +118,59 @@ class SiteLedger:
         write_whole(self._folder / POLICY_FILE, policy_file.read_bytes())
         return n_entries
 
-    def approve(self, study: Study, *, domain: str, person: str, key: SigningKey) -> Granted | Denied:
-        """Reserves a whole study under a person's signature, or denies it."""
-        return self.budget.approve_with(request_of(study, domain), person=person, key=key)
+    def approve(
+        self, study: Study, *, domain: str, person: str, key: SigningKey, roster: Roster | None = None
+    ) -> Granted | Denied:
+        """Reserves a whole study under a person's signature, or denies it.
+
+        Raises:
+            LedgerError: as `request`.
+        """
+        request = self.request(study, domain, roster)
+        if study.sums_are_secure and roster is not None:
+            self.secure.pin(
+                study.digest(), roster
+            )  # before the approval: one that was denied is not looked at
+        return self.budget.approve_with(request, person=person, key=key)
+
+    def request(self, study: Study, domain: str, roster: Roster | None = None) -> Request:
+        """Returns what a person is asked to sign for: with secure sums also for who takes part, by their keys.
+
+        Raises:
+            LedgerError: a roster is missing, or does not name this site under its own identity.
+        """
+        request = request_of(study, domain)
+        if not study.sums_are_secure:
+            return request
+        return replace(request, facts={**request.facts, "roster": roster_digest(self._checked(roster))})
+
+    @property
+    def secure(self) -> SecureFolder:
+        """Where this site's identity, rosters and marks of secure sums are."""
+        return SecureFolder(self._folder / SECURE)
+
+    def roster(self, study: Study) -> Roster:
+        """Returns the roster of a study, the one that its approver signed for. Raises: LedgerError for another."""
+        roster = self.secure.roster(study.digest())
+        signed = self.budget.state.grants[self.grant(study)].approval.facts.get("roster")
+        if signed != roster_digest(roster):
+            raise LedgerError(
+                "Expected the roster that was approved; another is in its place. Nothing is released."
+            )
+        return roster
+
+    def _checked(self, roster: Roster | None) -> Roster:
+        if roster is None:
+            raise LedgerError(
+                "Expected a roster beside a study with secure sums: which sites take part, under which keys."
+            )
+        if roster.key_of(self.budget.state.site) != self.secure.key.public_hex:
+            raise LedgerError(
+                f"Expected a roster that names {self.budget.state.site!r} under this site's identity "
+                f"{self.secure.key.public_hex[:16]}…; it does not. Give the coordinator what "
+                "`sottovoce ledger identity` prints."
+            )
+        return roster
 
     def rotate_key(self, *, person: str, reason: str) -> str:
         """Puts a new signing key in force and returns its public half. The old key stays beside it."""
@@ -174,6 +230,7 @@ class SiteLedger:
         """
         grant = self.grant(study)
         name = f"{grant}.{ask.what}.{ask.run}.{ask.round}.{ask.model[:16]}"
+        name += "" if ask.attempt is None else f".sum-{ask.attempt}"
         tried = [key for key in self.budget.state.releases if key.startswith(f"{name}.")]
         for key in tried:
             kept = self._outbox.get(key)
@@ -198,7 +255,8 @@ class SiteLedger:
             return reserved
         try:
             data = make(self.gone())
-            self._outbox.keep(key, data)
+            if ask.attempt is None:  # else never sent again: the bytes mean something in their attempt alone
+                self._outbox.keep(key, data)
         except BaseException as error:
             self.budget.burn(key, f"training ended early: {type(error).__name__}")
             raise

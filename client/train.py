@@ -9,7 +9,6 @@ Guarantees:
   - FedProx adds the gradient of 0.5 * mu * |w - w0|^2, w0 being the weights the round began with.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from sottovoce.common.dataset import Batch, SiteData
 from sottovoce.common.feature_specs import Frames
 from sottovoce.common.models import streams_of
 from sottovoce.common.models.losses import per_example
+from sottovoce.common.schedule import learning_rate_at
 from sottovoce.common.streams import stream, torch_seed
 from sottovoce.common.study import Augmentation, Training
 
@@ -82,13 +82,6 @@ def train(
     return TrainResult(
         loss=float(total) / (len(data) * spec.local_epochs), n_examples=len(data), n_steps=n_steps
     )
-
-
-def learning_rate_at(spec: Training, round: int, rounds: int) -> float:
-    """Returns the learning rate of a round: constant, or half a cosine from full to nearly nothing."""
-    if spec.schedule == "constant":
-        return spec.learning_rate
-    return spec.learning_rate * 0.5 * (1.0 + math.cos(math.pi * (round - 1) / rounds))
 
 
 def epochs(n_examples: int, spec: Training, rng: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:

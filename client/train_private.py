@@ -1,10 +1,11 @@
-"""One site's private training in one round (mode `local`): what comes out of it may leave.
+"""One site's private training in one round: what comes out of it may leave, in mode `distributed` under masks.
 
     update = train_private(model, data, study, site="a", round=3, source=SecretSource())
 
 Each of the study's steps is `plan.draw` -> a gradient for each drawn patient -> `plan.release` -> optimiser. What
 follows from those releases and from public numbers (schedule, optimiser, proximal pull, the bound on the update's
-norm) is post-processing.
+norm) is post-processing. `gradient_sum` is the one step of a round of mode `distributed`: the same draw and the same
+gradients, clipped and summed with a share of the noise.
 
 Guarantees:
   - The patients' recordings reach the result through `plan.release` alone, `steps_per_round` times: also at a
@@ -16,6 +17,7 @@ Guarantees:
 
 import copy
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -27,14 +29,16 @@ from sottovoce.client.private import all_rows
 from sottovoce.client.private.bookkeeping import BookKeeping
 from sottovoce.client.private.lowrank import add_low_rank, merge_low_rank
 from sottovoce.client.private.trainable import freeze_all_but
-from sottovoce.client.train import learning_rate_at, losses_of
+from sottovoce.client.train import losses_of
 from sottovoce.common.dataset import SiteData
 from sottovoce.common.errors import PrivacyError
 from sottovoce.common.models import streams_of
+from sottovoce.common.privacy.distributed import DistributedMechanism, site_sum
 from sottovoce.common.privacy.plan import after_steps, draw, release
 from sottovoce.common.privacy.source import Source
-from sottovoce.common.privacy.stages import PatientGradients, PrivateUpdate
-from sottovoce.common.privacy_specs import LocalPrivacy
+from sottovoce.common.privacy.stages import PatientGradients, PrivateUpdate, SiteSum
+from sottovoce.common.privacy_specs import DistributedPrivacy, LocalPrivacy, Private
+from sottovoce.common.schedule import learning_rate_at
 from sottovoce.common.study import Study
 from sottovoce.common.weights import Layout, from_state_dict
 
@@ -76,6 +80,39 @@ def train_private(
     return after_steps(bounded, steps)
 
 
+def gradient_sum(
+    model: nn.Module,
+    data: SiteData,
+    study: Study,
+    mechanism: DistributedMechanism,
+    *,
+    source: Source,
+    withdrawn: Collection[str] = (),
+    device: str | torch.device = "cpu",
+) -> SiteSum:
+    """Returns a site's part of a round in mode `distributed`: clipped gradients, summed, and a share of noise.
+
+    In the order of the model's layout, in whole grid steps. It is still private: only masks make it fit to leave.
+
+    Raises:
+        PrivacyError: no guarantee can be given for these data, constants or this source; nothing was released.
+    """
+    spec = study.privacy
+    if not isinstance(spec, DistributedPrivacy):
+        raise PrivacyError(f"Expected a study of mode distributed; came mode {spec.mode!r}.")
+    check_units(data, study)
+    trained = copy.deepcopy(model).requires_grad_(True).to(torch.device(device)).train()
+    if [name for name, _ in trained.named_parameters()] != list(trained.state_dict()):
+        raise PrivacyError(
+            "Expected a model whose tensors are all trained, in one order; this one has others."
+        )
+    pool = _Pool.of(data.only(streams_of(trained)), withdrawn)
+    with FlatParameters(trained) as flat:
+        engine = _engine(trained, study, spec, len(flat.values))
+        gradients = pool.drawn(spec, engine, source, flat.values.device)
+    return site_sum(gradients, mechanism, source)
+
+
 def check_units(data: SiteData, study: Study) -> None:
     """Raises: PrivacyError where two patients share what the study takes for one patient's own."""
     if (data.copies != 0).any():
@@ -102,9 +139,10 @@ def within(
     return shorter
 
 
-def utterances_in_a_pass(spec: LocalPrivacy) -> int:
+def utterances_in_a_pass(spec: Private) -> int:
     """Returns how many recordings go through the model at once: from public constants, never from the draw."""
-    expected = spec.n_units * spec.sampling_prob
+    n_units = spec.n_units if isinstance(spec, LocalPrivacy) else spec.n_patients_public
+    expected = n_units * spec.sampling_prob
     return 64 if expected < 256 else 256
 
 
@@ -134,31 +172,59 @@ def _steps(
     withdrawn: Collection[str],
     proximal_mu: float,
 ) -> list[PrivateUpdate]:
-    data = data.only(streams_of(model))
-    patients = sorted(set(data.patients))
-    owners = np.searchsorted(patients, data.patients).astype(np.int64) if patients else np.empty(0, np.int64)
-    gone = [number for number, patient in enumerate(patients) if patient in withdrawn]
+    pool = _Pool.of(data.only(streams_of(model)), withdrawn)
     learning_rate = learning_rate_at(study.training, round, study.federation.rounds)
     released = []
     with FlatParameters(model) as flat:
         start = flat.values.clone()
         optimiser = Optimiser(study.training, flat.values)
-        engine = BookKeeping(
-            model,
-            lambda logits, labels: losses_of(logits, labels, study.training),
-            max_floats=spec.draw_cap * len(flat.values),
-            utterances=utterances_in_a_pass(spec),
-        )
+        engine = _engine(model, study, spec, len(flat.values))
         for _ in range(spec.steps_per_round):
-            drawn = draw(spec, owners, len(patients), source, withdrawn=gone)
-            gradients = _gradients(engine, data, drawn.recordings, drawn.rows, flat.values.device)
-            step = release(PatientGradients(values=gradients), spec, source)
+            step = release(pool.drawn(spec, engine, source, flat.values.device), spec, source)
             gradient = torch.from_numpy(step.values).to(flat.values.device)
             if proximal_mu:
                 gradient.add_(flat.values - start, alpha=proximal_mu)
             optimiser.step(flat.values, gradient, learning_rate)
             released.append(step)
     return released
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pool:
+    """Who may be drawn: recordings, the patient (by number) of each, and who withdrew. Private."""
+
+    data: SiteData
+    owners: npt.NDArray[np.int64]
+    n_patients: int
+    gone: Collection[int]
+
+    @staticmethod
+    def of(data: SiteData, withdrawn: Collection[str]) -> "_Pool":
+        patients = sorted(set(data.patients))
+        owners = (
+            np.searchsorted(patients, data.patients).astype(np.int64) if patients else np.empty(0, np.int64)
+        )
+        gone = [number for number, patient in enumerate(patients) if patient in withdrawn]
+        return _Pool(data=data, owners=owners, n_patients=len(patients), gone=gone)
+
+    def __repr__(self) -> str:
+        return "_Pool(...)"
+
+    def drawn(
+        self, spec: Private, engine: BookKeeping, source: Source, device: torch.device
+    ) -> PatientGradients:
+        """Draws one step's patients and returns a gradient for each."""
+        step = draw(spec, self.owners, self.n_patients, source, withdrawn=self.gone)
+        return PatientGradients(values=_gradients(engine, self.data, step.recordings, step.rows, device))
+
+
+def _engine(model: nn.Module, study: Study, spec: Private, n_parameters: int) -> BookKeeping:
+    return BookKeeping(
+        model,
+        lambda logits, labels: losses_of(logits, labels, study.training),
+        max_floats=spec.draw_cap * n_parameters,
+        utterances=utterances_in_a_pass(spec),
+    )
 
 
 def _gradients(

@@ -49,7 +49,7 @@ VERSION = "1.41.0"
 FLOAT32 = np.dtype(np.float32)
 FOREVER_SECONDS = 1e9
 POLL_SECONDS = 0.02  # on Flower's own grids, which cannot be waited on; they themselves sleep 0.1 s or 3 s
-ARRAYS, METRICS, CONFIG, LEDGER = "arrays", "metrics", "config", "ledger"
+ARRAYS, METRICS, CONFIG, LEDGER, SECAGG = "arrays", "metrics", "config", "ledger", "secagg"
 MAX_CHECKPOINT_CHARS = 1000
 
 Scalar = str | int | float | bool
@@ -201,6 +201,58 @@ class Reply:
     checkpoint: str | None = None
     surplus: tuple[str, ...] = ()
     n_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumReply:
+    """What came back in a phase of a secure sum. Nothing in it has been checked; bytes are as they came."""
+
+    node_id: int
+    group: str
+    error: str | None = None
+    body: bytes = b""
+    complaint: bytes = b""
+    checkpoint: str | None = None
+
+
+def sum_message(
+    kind: str,
+    node_id: int,
+    body: bytes,
+    model: str,
+    config: ConfigRecord,
+    *,
+    arrays: ArrayRecord | None,
+    group: str,
+    ttl: float,
+) -> Message:
+    """Returns a phase's message to one node: `kind` is "train.mask" and the like, `model` the weights' digest."""
+    content = RecordDict({CONFIG: config.copy(), SECAGG: ConfigRecord({"body": body, "model": model})})
+    if arrays is not None:
+        content[ARRAYS] = arrays.copy()
+    return Message(content, node_id, kind, group_id=group, ttl=ttl)
+
+
+def sum_reply_of(message: Message) -> SumReply:
+    """Opens a phase's reply without believing it; whatever is not bytes under a known name is an error."""
+    node_id, group = message.metadata.src_node_id, message.metadata.group_id
+    if message.has_error():
+        reason = message.error.reason or f"code {message.error.code}"
+        return SumReply(node_id=node_id, group=group, error=f"no answer: {reason[:200]}")
+    record = message.content.get(SECAGG)
+    said = dict(record) if isinstance(record, ConfigRecord) else {}
+    body, complaint = said.get("body", b""), said.get("complaint", b"")
+    if len(said) != 1 or not isinstance(body, bytes) or not isinstance(complaint, bytes):
+        return SumReply(
+            node_id=node_id, group=group, error="expected one answer or one complaint; came others"
+        )
+    return SumReply(
+        node_id=node_id,
+        group=group,
+        body=body,
+        complaint=complaint,
+        checkpoint=_checkpoint(message.content),
+    )
 
 
 def instruction(
@@ -470,4 +522,5 @@ __all__ = [
     "Node",
     "RecordDict",
     "Reply",
+    "SumReply",
 ]

@@ -94,6 +94,11 @@ class ModelWeights:
         self._layout = Layout.of({name: t.cpu().numpy() for name, t in self._tensors.items()})
 
     @property
+    def layout(self) -> Layout:
+        """Returns names and shapes of the model's tensors."""
+        return self._layout
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Returns the model's tensors, in its own order."""
         return self._layout.names

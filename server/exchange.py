@@ -23,12 +23,15 @@ from sottovoce.common.flower import (
     MessageType,
     Reply,
     Scalar,
+    SumReply,
     array_record,
     config_record,
     exchange,
     instruction,
     reply_of,
     site_names,
+    sum_message,
+    sum_reply_of,
 )
 from sottovoce.common.weights import Layout
 from sottovoce.server.contract import Contract, Update, confusion_counts
@@ -115,7 +118,7 @@ class Collected:
 class Evaluated:
     """Confusion counts (truth, predicted) summed over the sites that answered."""
 
-    counts: Counts
+    counts: Counts | None
     refused: dict[str, str] = field(default_factory=dict)
 
 
@@ -173,16 +176,53 @@ class GridExchange:
 
     def evaluate(self, call: Call, sites: Sequence[str], n_classes: int) -> Evaluated:
         """Sends the weights and sums the counts."""
-        evaluated = Evaluated(counts=np.zeros((n_classes, n_classes), np.int64))
+        counts, refused = np.zeros((n_classes, n_classes), np.int64), dict[str, str]()
         for site, reply in zip(sites, self._ask(MessageType.EVALUATE, call, sites), strict=True):
             try:
-                evaluated.counts += confusion_counts(
+                counts += confusion_counts(
                     call.group, self._from(site, reply), n_classes, private=call.private
                 )
             except UpdateRefused as refusal:
-                evaluated.refused[site] = str(refusal)
-        np.maximum(evaluated.counts, 0, out=evaluated.counts)  # noise takes small sums below zero
-        return evaluated
+                refused[site] = str(refusal)
+        return Evaluated(counts=np.maximum(counts, 0), refused=refused)  # noise takes small sums below zero
+
+    def phase(
+        self, kind: str, phase: str, call: Call, model: str, bodies: Mapping[str, bytes]
+    ) -> Iterator[tuple[str, SumReply]]:
+        """Sends each site its body of a phase of a secure sum, and yields what each said, in that order.
+
+        The weights go along in phase `mask`, in which they are needed. A reply of another node, or to another
+        question, is an error.
+        """
+        arrays = array_record(call.layout.unflatten(call.weights)) if phase == "mask" else None
+        config, group = config_record(call.message_config), f"{call.group} {phase}"
+        end = time.monotonic() + call.deadline_seconds
+        messages = (
+            sum_message(
+                f"{kind}.{phase}",
+                self._nodes[site],
+                body,
+                model,
+                config,
+                arrays=arrays,
+                group=group,
+                ttl=max(end - time.monotonic(), SHORTEST_TTL_SECONDS),
+            )
+            for site, body in bodies.items()
+        )
+        replies = exchange(self._grid, messages, window=WINDOW, timeout=call.deadline_seconds)
+        for site, reply in zip(bodies, replies, strict=True):
+            yield site, self._said(site, group, reply)
+
+    def _said(self, site: str, group: str, reply: Message | None) -> SumReply:
+        if reply is None:
+            return SumReply(node_id=0, group=group, error="no answer within the deadline")
+        said = sum_reply_of(reply)
+        if said.node_id != self._nodes[site] or said.group != group:
+            return SumReply(
+                node_id=0, group=group, error="expected the answer of the site that was asked, to this"
+            )
+        return said
 
     def _from(self, site: str, reply: Message | None) -> Reply:
         """Opens a reply that comes from the site that was asked. Raises: UpdateRefused."""

@@ -27,7 +27,7 @@ import numpy as np
 
 from sottovoce.common.errors import QuorumError, RunError
 from sottovoce.common.flower import Scalar
-from sottovoce.common.privacy_specs import LocalPrivacy, NoPrivacy
+from sottovoce.common.privacy_specs import DistributedPrivacy, NoPrivacy
 from sottovoce.common.streams import stream
 from sottovoce.common.study import FedAvg, Study
 from sottovoce.common.weights import Array, Layout, Weights, digest
@@ -200,6 +200,8 @@ def alone(study: Study) -> Study:
         site_weights=None,
         sites_per_round=None,
         quorum=None,
+        secure_sum=False,  # there is nobody to hide among
+        compression=None,
     )
     return replace(study, federation=federation)
 
@@ -236,7 +238,12 @@ def cohort_of(study: Study, sites: Sequence[str], *, seed: int, round: int) -> l
 
 
 def quorum_of(study: Study, cohort_size: int) -> int:
-    """Returns how many updates a round needs: the study's number, or more than half of the cohort."""
+    """Returns how many updates a round needs: the study's number, or more than half of the cohort.
+
+    In mode `distributed` as many as the noise was sized for.
+    """
+    if isinstance(study.privacy, DistributedPrivacy):
+        return study.privacy.n_min
     return study.federation.quorum or cohort_size // 2 + 1
 
 
@@ -308,7 +315,7 @@ class _Loop:
             bytes_down=collected.n_bytes_down,
             bytes_up=collected.n_bytes_up,
             seconds=time.monotonic() - began,
-            confusion=None if evaluated is None else tuple(map(tuple, evaluated.counts.tolist())),
+            confusion=_plain_counts(evaluated),
             witnessed=collected.checkpoints,
         )
 
@@ -345,10 +352,16 @@ class _Loop:
     def _evaluate(self, call: Call) -> Evaluated | None:
         due = call.round % self.study.evaluation.every_rounds == 0 or call.round == call.rounds
         spec = self.study.privacy
-        unpaid = isinstance(spec, LocalPrivacy) and spec.counts_noise_multiplier is None
+        unpaid = not isinstance(spec, NoPrivacy) and spec.counts_noise_multiplier is None
         if not due or unpaid or call.fold == ALL_SPEAKERS:
             return None
         return self.exchange.evaluate(call, self.sites, len(self.study.labels.classes))
+
+
+def _plain_counts(evaluated: Evaluated | None) -> tuple[tuple[int, ...], ...] | None:
+    if evaluated is None or evaluated.counts is None:
+        return None
+    return tuple(map(tuple, evaluated.counts.tolist()))
 
 
 def _beside(checkpoint: Path, site: str) -> Path:

@@ -26,13 +26,14 @@ from sottovoce.client.app import withheld
 from sottovoce.client.evaluate import log_probabilities
 from sottovoce.common import models, predictions
 from sottovoce.common.dataset import SiteData
+from sottovoce.common.errors import RunError
 from sottovoce.common.files import write_whole
 from sottovoce.common.predictions import LEAKS, Prediction
 from sottovoce.common.privacy_specs import NoPrivacy
 from sottovoce.common.run_files import CellFacts, Refused, RoundFacts, round_line
 from sottovoce.common.study import Execution, Study
 from sottovoce.common.weights import from_state_dict
-from sottovoce.server.exchange import Exchange
+from sottovoce.server.exchange import Exchange, GridExchange
 from sottovoce.server.rounds import Cell, Outcome, RoundRecord, run, run_alone
 from sottovoce.simulations import site_ledgers
 from sottovoce.simulations.baselines import fit_predict
@@ -137,9 +138,25 @@ def _private(
 ) -> Mapping[str, Outcome]:
     ledgers = site_ledgers.open_all(job.ledgers, study, places)
     with open_exchange(job.execution, places, study_file=job.study_file, ledgers=job.ledgers) as exchange:
-        outcomes = _outcomes(job, study, parts, exchange, on_round)
+        outcomes = _federated(job, study, parts, exchange, on_round)
     (last,) = {outcome.digest: outcome for outcome in outcomes.values()}.values()
     site_ledgers.keep(ledgers, job.extracts, last.rounds[-1].witnessed)
+    return outcomes
+
+
+def _federated(
+    job: Job, study: Study, parts: Sequence[SiteData], exchange: Exchange, on_round: OnRound
+) -> Mapping[str, Outcome]:
+    """Runs the study's own arm, through secure sums where the study has them."""
+    if not study.sums_are_secure:
+        return _outcomes(job, study, parts, exchange, on_round)
+    if not isinstance(exchange, GridExchange):
+        raise RunError(
+            f"Expected an engine that asks each site, for secure sums; came {job.execution.engine!r}. Take 'inprocess'."
+        )
+    with site_ledgers.coordinated(job.ledgers, study, exchange) as secure:
+        outcomes = _outcomes(job, study, parts, secure, on_round)
+    site_ledgers.keep_federation(job.ledgers, job.extracts)
     return outcomes
 
 
@@ -148,9 +165,15 @@ def _public(
 ) -> Mapping[str, Outcome]:
     federated = job.cell.arm == FEDERATED
     execution = job.execution if federated else replace(job.execution, engine="inprocess")
-    twin = is_private(study)
+    if federated and study.sums_are_secure:
+        site_ledgers.identities(job.ledgers, study, places)
+        with open_exchange(execution, places, study_file=job.study_file, secure=job.ledgers) as exchange:
+            return _federated(job, study, parts, exchange, on_round)
+    # Twins sum in the clear: they are for comparison, on this machine.
+    twin = is_private(study) or study.sums_are_secure
     with open_exchange(execution, places, study_file=job.study_file, without_privacy=twin) as exchange:
-        bare = replace(study, privacy=NoPrivacy(mode="none"))
+        plain = replace(study.federation, secure_sum=False, compression=None)
+        bare = replace(study, privacy=NoPrivacy(mode="none"), federation=plain)
         return _outcomes(job, bare, parts, exchange, on_round)
 
 

@@ -32,13 +32,15 @@ def open_exchange(
     *,
     study_file: Path,
     ledgers: Path | None = None,
+    secure: Path | None = None,
     without_privacy: bool = False,
     app: str = CLIENT_APP,
 ) -> Iterator[Exchange]:
     """Opens the engine over sites, by name with the folder of their data; closes it with the block.
 
     An exchange may be used for many cells, one after the other. A private study wants `ledgers`, with a folder for
-    each site's name; `without_privacy` runs it as a twin for comparison (engine `inprocess`).
+    each site's name; secure sums without ledgers (mode `none`) want `secure`. `without_privacy` runs a study as
+    a twin for comparison (engine `inprocess`).
 
     Raises:
         RunError: the engine's extra is not installed, or it cannot run this study.
@@ -52,6 +54,8 @@ def open_exchange(
     if execution.engine == "ray":
         if ledgers is not None:  # Ray's nodes have no configuration of their own
             settings["ledgers-folder"] = str(ledgers)
+        if secure is not None:
+            settings["secure-folders"] = str(secure)
         from sottovoce.simulations.engines.ray import open_ray_grid
 
         with open_ray_grid(load_app(app), sites, settings, workers=execution.workers) as (grid, names):
@@ -59,7 +63,8 @@ def open_exchange(
         return
     nodes = [
         Node(
-            site=site, config={"site-folder": str(folder), **_own(site, ledgers, study_file, without_privacy)}
+            site=site,
+            config={"site-folder": str(folder), **_own(site, ledgers, secure, study_file, without_privacy)},
         )
         for site, folder in sites.items()
     ]
@@ -67,8 +72,12 @@ def open_exchange(
         yield GridExchange(grid, grid.sites)
 
 
-def _own(site: str, ledgers: Path | None, study_file: Path, without_privacy: bool) -> dict[str, str | bool]:
+def _own(
+    site: str, ledgers: Path | None, secure: Path | None, study_file: Path, without_privacy: bool
+) -> dict[str, str | bool]:
     """What a node has of its own beside its data, as a hospital's would."""
+    if secure is not None:
+        return {"secure-folder": str(secure / site)}
     if ledgers is not None:
         return {"ledger-folder": str(ledgers / site), "study-file": str(study_file)}
     return {"without-privacy": True} if without_privacy else {}

@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 
 from sottovoce.client.app import withheld
-from sottovoce.client.train import epochs, learning_rate_at
+from sottovoce.client.train import epochs
 from sottovoce.common.dataset import SiteData
 from sottovoce.common.errors import RunError
 from sottovoce.common.model_specs import Linear, Mlp
 from sottovoce.common.streams import stream
+from sottovoce.common.schedule import learning_rate_at
 from sottovoce.common.study import Study, Training
 from sottovoce.server.exchange import Call, Collected, Evaluated, Share
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from sottovoce.client.commands import approve, key_app, ledger_app, policy_app
+from sottovoce.client.commands import approve, key_app, ledger_app, policy_app, roster
 from sottovoce.common.errors import SottovoceError
 
 app = typer.Typer(
@@ -193,13 +193,27 @@ def study_new(
         typer.Option(min=2, max=1_000_000, help="A private study of at most so many patients a hospital."),
     ] = None,
     epsilon: Annotated[float, typer.Option(min=0.01, max=100, help="What it may cost each patient.")] = 3.0,
+    mode: Annotated[
+        str, typer.Option(help="With --patients: local, or distributed (noise in shares, secure sums).")
+    ] = "local",
+    sites: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help="How many hospitals; as fits the corpus by default.")
+    ] = None,
 ) -> None:
     """Write a commented study file: for the embedded corpus, or fitted to a folder of recordings."""
+    from dataclasses import replace
+
     from sottovoce.common.corpus import scan
     from sottovoce.simulations.study_new import EMBEDDED, Privacy, shape_of, study_text, write_study
 
     shape = EMBEDDED if data is None else shape_of(scan(data, name="corpus", adapter=adapter))
-    privacy = None if patients is None else Privacy(n_patients=patients, epsilon=epsilon)
+    shape = replace(shape, n_sites=sites or shape.n_sites)
+    chosen = _choice("--mode", mode, ("local", "distributed"))
+    if patients is None and chosen == "distributed":
+        raise SottovoceError(
+            "--mode: expected it with --patients, the largest number that a hospital can have."
+        )
+    privacy = None if patients is None else Privacy(n_patients=patients, epsilon=epsilon, mode=chosen)  # type: ignore[arg-type]
     write_study(path, study_text(path.stem, shape, privacy))
     folder = "" if data is None else f" --data {shape.corpus}={data}"
     typer.echo(f"Wrote {path}. Run it with: sottovoce simulate {path}{folder}")
@@ -209,17 +223,20 @@ def study_new(
 def study_check(study: StudyFile, as_json: AsJson = False) -> None:
     """Say everything that is wrong with a study file; exit 0 if nothing is."""
     from sottovoce.common.errors import StudyError
-    from sottovoce.common.privacy.plan import stamp
+    from sottovoce.common.model_size import size_problems
+    from sottovoce.common.privacy.of_study import stamp
     from sottovoce.common.study import load
 
     try:
         loaded = load(study)
+        if problems := size_problems(loaded):
+            raise StudyError(problems)
     except StudyError as error:
         if as_json:
             typer.echo(json.dumps({"ok": False, "problems": error.problems}, indent=2))
             raise typer.Exit(2) from None
         raise
-    said = stamp(loaded.privacy, loaded.federation.rounds, n_counts=loaded.n_evaluations)
+    said = stamp(loaded)
     if as_json:
         described = {"ok": True, "name": loaded.name, "digest": loaded.digest(), "privacy": said}
         typer.echo(json.dumps(described, indent=2))
@@ -235,6 +252,7 @@ def study_digest(study: StudyFile) -> None:
     typer.echo(load(study).digest())
 
 
+study_app.command("roster")(roster)
 study_app.command("approve")(approve)
 
 
@@ -255,7 +273,8 @@ def privacy_plan(
 ) -> None:
     """Say what a study costs its patients, and what else could be had, before anything runs."""
     from sottovoce.client.planning import left_for, room_of
-    from sottovoce.common.privacy.planning import fresh_room, tables
+    from sottovoce.common.privacy.of_study import tables
+    from sottovoce.common.privacy.planning import fresh_room
     from sottovoce.common.privacy.terminal import plan_lines
     from sottovoce.common.privacy_specs import NoPrivacy
     from sottovoce.common.study import load
@@ -270,15 +289,13 @@ def privacy_plan(
     room = room_of(spent, domain, cap) if spent else fresh_room(spec, cap) if cap else None
     found: dict[str, Any] = {}
     with show_progress(quiet=as_json) as on_event:
-        on_event(Step(stage="plan", done=0, total=6))
-        for name, table in tables(
-            spec, loaded.federation.rounds, n_counts=loaded.n_evaluations, target_epsilon=target_epsilon
-        ):
+        on_event(Step(stage="plan", done=0, total=7))
+        for name, table in tables(loaded, target_epsilon=target_epsilon):
             found[name] = table
-            on_event(Step(stage="plan", done=len(found), total=6, detail=name))
+            on_event(Step(stage="plan", done=len(found), total=7, detail=name))
         if room is not None:
             found["rounds_left"] = left_for(loaded, spec, room, in_ledger=spent is not None)
-        on_event(Step(stage="plan", done=6, total=6))
+        on_event(Step(stage="plan", done=7, total=7))
     if as_json:
         print_json({"private": not spec.seeded_noise, **found})
     else:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sottovoce.client.optimiser import FlatParameters, Optimiser
-from sottovoce.client.train import TrainResult, epochs, learning_rate_at, train
+from sottovoce.client.train import TrainResult, epochs, train
 from sottovoce.common import models
 from sottovoce.common.dataset import Example, SiteData, StreamShape
 from sottovoce.common.feature_specs import Frames
@@ -26,6 +26,7 @@ from sottovoce.common.model_specs import (
     ModelSpec,
     Rnn,
 )
+from sottovoce.common.schedule import learning_rate_at
 from sottovoce.common.streams import stream
 from sottovoce.common.study import Augmentation, Training
 

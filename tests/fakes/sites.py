@@ -17,7 +17,7 @@ streams = {streams}
 normalisation = {{ scheme = "constants" }}
 model = {model}
 training = {training}
-federation = {{ n_sites = {n_sites}, rounds = {rounds}, partition = {{ kind = "speaker_blocks" }} }}
+federation = {{ n_sites = {n_sites}, rounds = {rounds}, partition = {{ kind = "speaker_blocks" }}{federation} }}
 privacy = {privacy}
 evaluation = {{ folds = {{ kind = {folds}, k = 2 }}, every_rounds = 2 }}
 """
@@ -32,6 +32,11 @@ NONE = '{ mode = "none" }'
 LOCAL = """{ mode = "local", clip_norm = 1.0, noise_multiplier = 1.0, sampling_prob = 0.75, n_patients_public = 8, \
 expected_patients = 2.0, steps_per_round = 1, delta = 0.05, small_population = true, seeded_noise = true, \
 counts_noise_multiplier = 1.0, counts_utterances = 2 }"""
+# The same patients in one noisy sum of at least three sites; a linear model of the pooled stream has 21 numbers.
+DISTRIBUTED = """{ mode = "distributed", clip_norm = 1.0, noise_multiplier = 1.0, sampling_prob = 0.75, \
+n_patients_public = 8, expected_patients = 2.0, n_parameters = 21, n_min = 3, n_colluding = 1, delta = 0.01, \
+small_population = true, seeded_noise = true, counts_noise_multiplier = 1.0, counts_utterances = 2 }"""
+LINEAR = '{ kind = "linear", stream = "pooled" }'
 SGD = '{ learning_rate = 1.0, optimiser = "sgd" }'
 
 
@@ -44,8 +49,9 @@ def write_study(
     training: str = ADAM,
     privacy: str = NONE,
     streams: str = ONE_STREAM,
+    federation: str = "",
 ) -> Path:
-    """Writes a study file."""
+    """Writes a study file; `federation` is more of its table, such as "secure_sum = true"."""
     folds = '"by_speaker"' if privacy == NONE else '"by_patient_hash"'
     text = STUDY.format(
         n_sites=n_sites,
@@ -55,6 +61,7 @@ def write_study(
         privacy=privacy,
         folds=folds,
         streams=streams,
+        federation=f", {federation}" if federation else "",
     )
     path.write_text(text)
     return path

@@ -1,0 +1,139 @@
+"""What both ends of a study's secure sums know before the first message: derived from the study, told by nobody.
+
+    terms = terms_of(study, UPDATE, length=136)
+    agreement = terms.agreement(roster, run=run_name(study, call, UPDATE), round=3, model_digest=digest)
+
+| mode          | an update is                                     | evaluation counts are                      |
+|---------------|--------------------------------------------------|--------------------------------------------|
+| `distributed` | the sum of clipped gradients and a share of noise | counts and a share of noise, in 2^-k steps |
+| `local`       | the private change of weights, rounded            | whole recordings, noised                   |
+| `none`        | the change of weights, rounded                    | whole recordings                           |
+
+Guarantees:
+  - Site and coordinator compute the same terms from the same study; a session with others is refused by the site.
+  - Every sum keeps inside the ring whatever honest sites send.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+from sottovoce.common.compression import Codec, FixedPoint
+from sottovoce.common.errors import RunError
+from sottovoce.common.privacy import distributed_plan
+from sottovoce.common.privacy.distributed import DistributedMechanism
+from sottovoce.common.privacy_specs import DistributedPrivacy
+from sottovoce.common.secagg.session import MAX_SUM, RING_BITS, Agreement, Roster
+from sottovoce.common.study import Study
+
+What = Literal["update", "evaluation_counts"]
+UPDATE: What = "update"
+COUNTS: What = "evaluation_counts"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """The public constants of one kind of sum."""
+
+    length: int
+    value_bound: int
+    ring_bits: int
+    n_min: int
+
+    def agreement(self, roster: Roster, *, run: str, round: int, model_digest: str) -> Agreement:
+        """Returns what a site compares a session with."""
+        return Agreement(
+            roster=roster,
+            run=run,
+            round=round,
+            n_min=self.n_min,
+            length=self.length,
+            value_bound=self.value_bound,
+            model_digest=model_digest,
+            ring_bits=self.ring_bits,
+        )
+
+
+def terms_of(study: Study, what: What, *, n_parameters: int) -> Terms:
+    """Returns the terms of a study's sums.
+
+    Raises:
+        RunError: the study states another number of parameters than the model has.
+    """
+    if isinstance(study.privacy, DistributedPrivacy):
+        mechanism = mechanism_of(study, study.privacy, what)
+        if what == UPDATE and mechanism.n_parameters != n_parameters:
+            raise RunError(
+                f"Expected privacy.n_parameters = {n_parameters}, as many as the model has; the study says "
+                f"{mechanism.n_parameters}. Mend the study."
+            )
+        return _terms(study, mechanism.n_parameters, mechanism.largest_entry, RING_BITS)
+    if what == COUNTS:
+        return _terms(study, len(study.labels.classes) ** 2, MAX_SUM // study.cohort_size, RING_BITS)
+    codec = codec_of(study, n_parameters, seed=0, round=0)
+    return _terms(study, codec.length, codec.value_bound, codec.ring_bits)
+
+
+def mechanism_of(study: Study, spec: DistributedPrivacy, what: What) -> DistributedMechanism:
+    """Returns the mechanism behind a sum of mode `distributed`."""
+    n_sites = study.federation.n_sites
+    if what == UPDATE:
+        return distributed_plan.update_mechanism(spec, n_sites=n_sites)
+    return distributed_plan.counts_mechanism(spec, n_sites=n_sites, n_classes=len(study.labels.classes))
+
+
+def codec_of(study: Study, n_parameters: int, *, seed: int, round: int) -> Codec | FixedPoint:
+    """Returns how changes of weights become whole numbers in modes `none` and `local`, and a mean again."""
+    federation = study.federation
+    if federation.compression is None:
+        return FixedPoint(length=n_parameters, n_sites=study.cohort_size, largest=federation.largest_change)
+    return Codec(
+        size=n_parameters,
+        ring_bits=federation.compression.bits,
+        n_sites=study.cohort_size,
+        norm=federation.compression.norm,
+        seed=seed,
+        round=round,
+    )
+
+
+def least_of(study: Study) -> int:
+    """Returns how many sites a sum needs at least: the noise was sized for them, or the study's quorum."""
+    if isinstance(study.privacy, DistributedPrivacy):
+        return study.privacy.n_min
+    return max(3, study.federation.quorum or study.cohort_size // 2 + 1)
+
+
+def public_weights(study: Study, roster: Roster) -> dict[str, float]:
+    """Returns each site's public weight over the largest: what its update is multiplied with before it is rounded.
+
+    `site_weights` are in the order of the sites' names.
+    """
+    sites = sorted(member.site for member in roster.members)
+    weights = study.federation.site_weights or (1.0,) * len(sites)
+    return {site: weight / max(weights) for site, weight in zip(sites, weights, strict=True)}
+
+
+def run_name(study: Study, *, seed: int, fold: int, how: str, what: What) -> str:
+    """Returns the name of a run of sums: in one of them every (round, attempt) is answered once."""
+    return f"{study.digest()[:32]}/{seed}/{fold}/{how}/{what}"
+
+
+def how(*, rounds: int, proximal_mu: float, leaks: bool) -> str:
+    """Returns a short digest of the rest of an instruction.
+
+    >>> how(rounds=10, proximal_mu=0.0, leaks=False)
+    'a61b2038'
+    """
+    return hashlib.sha256(f"{rounds} {proximal_mu!r} {leaks}".encode()).hexdigest()[:8]
+
+
+def roster_digest(roster: Roster) -> str:
+    """Returns what a site's approver signs for: these sites, under these keys, and this coordinator."""
+    from sottovoce.common.config import canonical
+
+    return hashlib.sha256(b"sottovoce/roster/1\n" + canonical(roster).encode()).hexdigest()
+
+
+def _terms(study: Study, length: int, value_bound: int, ring_bits: int) -> Terms:
+    return Terms(length=length, value_bound=value_bound, ring_bits=ring_bits, n_min=least_of(study))

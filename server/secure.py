@@ -1,0 +1,251 @@
+"""Rounds through secure sums: the coordinator asks in five phases, and sees nothing of a site but its masked vector.
+
+    exchange = SecureExchange(grid_exchange, study, roster=roster, key=key, record=ledger)
+    outcome = rounds.run(exchange, study, ...)
+
+Guarantees:
+  - What a round uses is the exact integer sum of the survivors' vectors, decoded once; no single one is ever known.
+  - An attempt is in the federation's ledger before its first message, and marked as spent before the first message
+    that may be answered with a vector. A number of an attempt is never used twice, after a crash either.
+  - A site that answers late, wrongly or not at all is lost to the attempt, with its reason. What survivors, signatures
+    and complaints there were is recorded.
+  - Weights, bounds, grid and divisor are the study's public constants.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from sottovoce.common.errors import PrivacyError, SecureSumError
+from sottovoce.common.flower import SumReply
+from sottovoce.common.keys import SigningKey
+from sottovoce.common.privacy.distributed import decoded
+from sottovoce.common.privacy.distributed_accountant import DistributedEvent
+from sottovoce.common.privacy.distributed_plan import for_survivors
+from sottovoce.common.privacy_specs import DistributedPrivacy
+from sottovoce.common.schedule import learning_rate_at
+from sottovoce.common.secagg.complaint import Phase
+from sottovoce.common.secagg.coordinator import Coordinator, SecureSum
+from sottovoce.common.secagg.session import Roster, Session, session_for
+from sottovoce.common.study import Study
+from sottovoce.common.sums import (
+    COUNTS,
+    UPDATE,
+    Terms,
+    What,
+    codec_of,
+    how,
+    mechanism_of,
+    public_weights,
+    run_name,
+    terms_of,
+)
+from sottovoce.common.weights import digest
+from sottovoce.server.exchange import Call, Collected, Evaluated, Share
+
+PHASES: tuple[Phase, ...] = tuple(phase for phase in get_args(Phase) if phase != "sum")
+_KINDS: Mapping[What, str] = {UPDATE: "train", COUNTS: "evaluate"}
+EVALUATION_ATTEMPTS = 2  # the second is paid for from the spare ones
+
+
+class Phases(Protocol):
+    """How one phase's messages reach the sites: over a grid."""
+
+    @property
+    def sites(self) -> Sequence[str]:
+        """Returns the sites that can be asked."""
+
+    def phase(
+        self, kind: str, phase: str, call: Call, model: str, bodies: Mapping[str, bytes]
+    ) -> Iterator[tuple[str, SumReply]]:
+        """Sends each site its body (in phase `mask` with the weights) and yields what each said."""
+
+
+class Record(Protocol):
+    """The federation's ledger, as far as a sum writes to it."""
+
+    def n_attempts(self, run: str, round: int) -> int:
+        """Returns how many attempts there were."""
+
+    def opened(self, session: Session, *, what: str, event: DistributedEvent | None) -> None:
+        """Records an attempt, durably."""
+
+    def spent(self, session: Session, *, dealers: Sequence[str]) -> None:
+        """Records that vectors may leave from now on, durably."""
+
+    def summed(
+        self,
+        session: Session,
+        *,
+        survivors: tuple[str, ...],
+        consents: tuple[bytes, ...],
+        complaints: tuple[bytes, ...],
+        sum_sha256: str,
+        n_bytes_up: int,
+        n_bytes_down: int,
+    ) -> None:
+        """Records a sum."""
+
+    def abandoned(self, session: Session, *, phase: str, reason: str, complaints: tuple[bytes, ...]) -> None:
+        """Records that there will be none."""
+
+
+@dataclass(kw_only=True)
+class _Attempt:
+    """What is known of one attempt; `total` is None where it came to no sum."""
+
+    total: SecureSum | None = None
+    refused: dict[str, str] = field(default_factory=dict)
+    checkpoints: dict[str, str] = field(default_factory=dict)
+    complaints: list[bytes] = field(default_factory=list)
+    n_bytes_up: int = 0
+    n_bytes_down: int = 0
+
+
+class SecureExchange:
+    """The `Exchange` of a study with secure sums."""
+
+    def __init__(
+        self, phases: Phases, study: Study, *, roster: Roster, key: SigningKey, record: Record
+    ) -> None:
+        self._phases, self._study = phases, study
+        self._roster, self._key, self._record = roster, key, record
+
+    @property
+    def sites(self) -> Sequence[str]:
+        """Returns the sites that can be asked."""
+        return self._phases.sites
+
+    def train(self, call: Call, cohort: Sequence[Share]) -> Collected:
+        """Returns the sum of a cohort's updates; without sites where the attempt came to none."""
+        terms = terms_of(self._study, UPDATE, n_parameters=call.layout.size)
+        attempt = self._attempt(UPDATE, call, [share.site for share in cohort], terms)
+        collected = Collected(
+            total=np.zeros(call.layout.size),
+            loss=None,
+            refused=attempt.refused,
+            checkpoints=attempt.checkpoints,
+            n_bytes_up=attempt.n_bytes_up,
+            n_bytes_down=attempt.n_bytes_down + call.weights.nbytes * len(cohort),
+        )
+        if attempt.total is not None:
+            collected.total, collected.weight = self._decoded(call, attempt.total)
+            collected.sites = list(attempt.total.survivors)
+        return collected
+
+    def evaluate(self, call: Call, sites: Sequence[str], n_classes: int) -> Evaluated:
+        """Returns the sum of all sites' counts; without counts where no attempt came to a sum."""
+        terms = terms_of(self._study, COUNTS, n_parameters=call.layout.size)
+        refused: dict[str, str] = {}
+        for _ in range(EVALUATION_ATTEMPTS):
+            attempt = self._attempt(COUNTS, call, sites, terms)
+            refused |= attempt.refused
+            if attempt.total is not None:
+                counts = self._counts(attempt.total).reshape(n_classes, n_classes)
+                return Evaluated(counts=np.maximum(counts, 0), refused=attempt.refused)
+        return Evaluated(counts=None, refused=refused)
+
+    def _attempt(self, what: What, call: Call, sites: Sequence[str], terms: Terms) -> _Attempt:
+        """Makes one attempt, from the opening to the sum or to its end without one."""
+        model = digest(call.layout.unflatten(call.weights))
+        agreement = terms.agreement(
+            self._roster, run=self._run(what, call), round=call.round, model_digest=model
+        )
+        number = self._record.n_attempts(agreement.run, call.round) + 1
+        session = session_for(agreement, attempt=number, sites=sites)
+        self._record.opened(session, what=what, event=self._event(what))
+        coordinator, attempt = Coordinator(session, key=self._key), _Attempt()
+        bodies = dict.fromkeys(sites, coordinator.opening())
+        try:
+            for phase in PHASES:
+                if phase == "mask":
+                    self._record.spent(session, dealers=tuple(bodies))
+                self._phase(what, phase, call, model, bodies, coordinator, attempt)
+                bodies = coordinator.advance()
+            attempt.total = coordinator.finish()
+        except SecureSumError as error:
+            reason = f"{error.reason}: {error}"
+            complaints = (*coordinator.complaints, *attempt.complaints)
+            self._record.abandoned(session, phase=coordinator.phase, reason=reason, complaints=complaints)
+            for site in sites:
+                attempt.refused.setdefault(site, f"the attempt was abandoned: {reason}")
+            return attempt
+        self._record.summed(
+            session,
+            survivors=attempt.total.survivors,
+            consents=attempt.total.consents,
+            complaints=(*attempt.total.complaints, *attempt.complaints),
+            sum_sha256=hashlib.sha256(attempt.total.values.astype("<i8").tobytes()).hexdigest(),
+            n_bytes_up=attempt.n_bytes_up,
+            n_bytes_down=attempt.n_bytes_down,
+        )
+        return attempt
+
+    def _phase(
+        self,
+        what: What,
+        phase: Phase,
+        call: Call,
+        model: str,
+        bodies: Mapping[str, bytes],
+        coordinator: Coordinator,
+        attempt: _Attempt,
+    ) -> None:
+        """Sends a phase's messages and gives the machine what came back."""
+        attempt.n_bytes_down += sum(map(len, bodies.values()))
+        for site, said in self._phases.phase(_KINDS[what], phase, call, model, bodies):
+            attempt.n_bytes_up += len(said.body) + len(said.complaint)
+            if not said.body:
+                attempt.refused[site] = said.error or f"refused in phase {phase}; its complaint is recorded"
+                attempt.complaints += [said.complaint] if said.complaint else []
+                continue
+            try:
+                coordinator.receive(site, said.body)
+            except SecureSumError as error:  # its complaint is the machine's own
+                attempt.refused[site] = f"{phase}: {error}"
+            else:
+                if said.checkpoint is not None:
+                    attempt.checkpoints[site] = said.checkpoint
+
+    def _decoded(self, call: Call, total: SecureSum) -> tuple[npt.NDArray[np.float64], float]:
+        """Returns the sum of changes of weights, and the sum of the survivors' weights."""
+        spec, n_summed = self._study.privacy, len(total.survivors)
+        if isinstance(spec, DistributedPrivacy):
+            mechanism = for_survivors(mechanism_of(self._study, spec, UPDATE), spec, n_summed)
+            gradient = decoded(total.values, mechanism, n_summed=n_summed).values
+            rate = learning_rate_at(self._study.training, call.round, call.rounds)
+            return -rate * gradient.astype(np.float64), 1.0
+        codec = codec_of(self._study, call.layout.size, seed=call.seed, round=call.round)
+        weights = public_weights(self._study, self._roster)
+        return codec.decode(total.values), sum(weights[site] for site in total.survivors)
+
+    def _counts(self, total: SecureSum) -> npt.NDArray[np.int64]:
+        spec = self._study.privacy
+        if not isinstance(spec, DistributedPrivacy):
+            return total.values
+        mechanism = mechanism_of(self._study, spec, COUNTS)
+        if len(total.survivors) < mechanism.n_min:
+            raise PrivacyError("Expected the sum of at least n_min sites; came fewer.")
+        counts: npt.NDArray[np.int64] = np.rint(total.values * mechanism.grid_step).astype(np.int64)
+        return counts
+
+    def _event(self, what: What) -> DistributedEvent | None:
+        spec = self._study.privacy
+        if not isinstance(spec, DistributedPrivacy):
+            return None
+        sampling_prob = spec.sampling_prob if what == UPDATE else 1.0
+        mechanism = mechanism_of(self._study, spec, what)
+        return mechanism.event(sampling_prob=sampling_prob, steps=1, n_patients=spec.n_patients_public)
+
+    def _run(self, what: What, call: Call) -> str:
+        said = call.message_config
+        rest = how(
+            rounds=call.rounds,
+            proximal_mu=float(said["proximal-mu"]),
+            leaks=bool(said.get("leaking-split", False)),
+        )
+        return run_name(self._study, seed=call.seed, fold=call.fold, how=rest, what=what)
