@@ -20,11 +20,14 @@ Guarantees:
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from sottovoce.common.federation_ledger.entries import Summed
 from sottovoce.common.federation_ledger.reading import Report
 from sottovoce.common.ledger.entries import Entry
+from sottovoce.common.ledger.reading import LedgerFiles
 from sottovoce.common.ledger.state import State, fold
+from sottovoce.common.ledger.verify import entries_of, verify
 
 _Key = tuple[str, int, str]  # what, round, digest of the model
 
@@ -56,9 +59,22 @@ def compare_with_site(report: Report, entries: Sequence[Entry]) -> tuple[str, ..
     )
 
 
-def spent_with(report: Report, site: str) -> int:
-    """Returns how many attempts with a cost were spent with this site among the dealers."""
-    return _asked(report, site).total()
+def compared_with(report: Report, files: LedgerFiles) -> dict[str, Any]:
+    """Returns how a site's ledger agrees, as plain data. A ledger that does not verify agrees with nothing."""
+    verdict = verify(files.ledger, head=files.head)
+    if not verdict.ok:
+        problem = (
+            f"the site's own ledger is not valid ({verdict.findings[0].what}): see `sottovoce ledger verify`"
+        )
+        return {"site": verdict.site, "spent_here": 0, "reserved_there": 0, "problems": [problem]}
+    entries = entries_of(files.ledger)
+    reserved = _reserved(fold(entries), report)
+    return {
+        "site": verdict.site,
+        "spent_here": _asked(report, verdict.site).total(),
+        "reserved_there": reserved.total(),
+        "problems": list(compare_with_site(report, entries)),
+    }
 
 
 def _reserved(state: State, report: Report) -> Counter[_Key]:

@@ -16,6 +16,7 @@ Guarantees:
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from sottovoce.common.config import as_plain
@@ -23,6 +24,7 @@ from sottovoce.common.errors import LedgerError
 from sottovoce.common.federation_ledger.entries import Abandoned, Lost, Summed
 from sottovoce.common.federation_ledger.rules import STEPS, Attempt, Federation
 from sottovoce.common.ledger.reader import LineRefused, lines_of
+from sottovoce.common.ledger.reading import MAX_LEDGER_BYTES
 from sottovoce.common.privacy import distributed_accountant as accountant
 from sottovoce.common.privacy.distributed_accountant import DistributedEvent
 from sottovoce.common.secagg.complaint import proves
@@ -145,6 +147,16 @@ class Report:
             "complaints": as_plain(self.complaints),
             "complaints_left_out": self.complaints_left_out,
         }
+
+
+def read_file(path: Path) -> bytes:
+    """Returns a ledger's bytes. Raises: LedgerError for what cannot be read, or is too long for one."""
+    try:
+        if path.stat().st_size > MAX_LEDGER_BYTES:
+            raise LedgerError(f"{path}: expected at most {MAX_LEDGER_BYTES:,} bytes; this is no such file.")
+        return path.read_bytes()
+    except OSError as error:
+        raise LedgerError(f"{path}: cannot be read ({error.strerror}).") from None
 
 
 def read_federation(data: bytes, *, coordinator_key: str | None) -> Report:
