@@ -36,21 +36,25 @@ N_REPEATS = N_FLOWER_REPEATS = 5
 N_SITES, LENGTH, N_LOST = 10, 1_000_000, 3
 N_DEVIATIONS = 25
 LARGEST_PATTERN = 6
-N_RANDOM, MAX_SITES = 10_000, 50
+N_RANDOM, SLICE, MAX_SITES = (
+    10_000,
+    2500,
+    50,
+)  # in slices: each is a part, and keeps its row when another runs
 MAX_RANDOM_LENGTH = 64
 N_TRANSCRIPTS = 1000
 CHUNK = 20
 
 
 def measure(**sizes: int) -> dict[str, Any]:
-    """Runs all parts, or those of another size: half an hour of one core, most of it `random`."""
+    """Runs all parts, or those of another size: half an hour of one core, most of it random attempts."""
     parts: Parts = {
         "cost": (N_REPEATS, _cost),
         "flower": (N_FLOWER_REPEATS, _flower),
         "deviations": (N_DEVIATIONS, _deviations),
         "patterns": (LARGEST_PATTERN, _patterns),
         "transcripts": (N_TRANSCRIPTS, _transcripts),
-        "random": (N_RANDOM, _random),
+        **{f"random_{k}": (SLICE, functools.partial(_random, k * SLICE)) for k in range(N_RANDOM // SLICE)},
     }
     return report(parts_run(parts, **sizes))
 
@@ -350,14 +354,15 @@ def _right(fakes: Any, n_sites: int, lost: dict[int, str], **world: Any) -> bool
     )
 
 
-def _random(n: int) -> list[Row]:
-    pieces = [range(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
+def _random(first: int, n: int) -> list[Row]:
+    end = first + n
+    pieces = [range(start, min(start + CHUNK, end)) for start in range(first, end, CHUNK)]
     with processes() as pool:
         wrong, sums, cohorts = zip(*pool.map(_random_piece, pieces), strict=True)
     sizes = list(itertools.chain(*cohorts))
     large = {least: sum(size >= least for size in sizes) for least in (10, 20, 40)}
     row = Row(
-        what=f"of {n:,} random attempts of 3 to {MAX_SITES} sites, up to a third lost: as above",
+        what=f"of {n:,} random attempts (from {first:,}) of 3 to {MAX_SITES} sites, up to a third lost: as above",
         value=float(sum(wrong)),
         unit="",
         bar="0",
