@@ -9,8 +9,11 @@ import pytest
 
 from sottovoce.common.errors import SecureSumError
 from sottovoce.common.secagg import shamir, wire
+from sottovoce.common.secagg.journal import PHASES, Mark
 from sottovoce.common.secagg.participant import Participant
 from sottovoce.common.secagg.session import refuse_unless_agreed, threshold_of
+from sottovoce.common.secagg.state import decode_state
+from sottovoce.common.secagg.steps import Ended
 from sottovoce.common.secagg.wire import Kind
 from tests.fakes.secagg import World
 from tests.fakes.secagg_deviations import body_of, parts, told
@@ -63,3 +66,18 @@ def test_one_share_less_than_the_threshold_is_not_the_secret(threshold: int, n_s
 def test_who_is_given_no_coins_takes_them_from_the_operating_system() -> None:
     for made in (Participant, Participant.resume):
         assert inspect.signature(made).parameters["coins"].default is os.urandom
+
+
+class FullDisk:
+    def record(self, mark: Mark) -> bool:
+        raise OSError("no space left on device")
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_disk_that_takes_no_mark_leaves_no_state_to_go_on_with(phase: str) -> None:
+    attempt = World(3).attempt().until(phase)
+    site = attempt.participants[0]
+    site._journal = FullDisk()
+    with pytest.raises(OSError, match="no space"):
+        attempt.answer(0, phase, attempt.messages[0])
+    assert decode_state(site.state_bytes()) == Ended()
