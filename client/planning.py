@@ -12,12 +12,12 @@ from typing import Any
 
 from sottovoce.client.site_ledger import charges_of
 from sottovoce.common.errors import LedgerError
-from sottovoce.common.ledger.entries import Charge
+from sottovoce.common.ledger.entries import AnyCharge
 from sottovoce.common.ledger.reading import read_ledger, readable_entries
 from sottovoce.common.ledger.state import fold
 from sottovoce.common.privacy.budget import PldAccountant
 from sottovoce.common.privacy.planning import Room, misfits, room_in, rounds_left
-from sottovoce.common.privacy_specs import LocalPrivacy
+from sottovoce.common.privacy_specs import Private
 from sottovoce.common.study import Study
 
 
@@ -42,10 +42,10 @@ def room_of(folder: Path, domain: str | None, cap: float | None) -> Room:
     return room_in(state, domain, cap=cap)
 
 
-def left_for(study: Study, spec: LocalPrivacy, room: Room, *, in_ledger: bool) -> Mapping[str, Any]:
+def left_for(study: Study, spec: Private, room: Room, *, in_ledger: bool) -> Mapping[str, Any]:
     """Returns how many rounds a study like this may have, and why it might be denied whatever it costs."""
 
-    def charges(rounds: int) -> tuple[Charge, ...]:
+    def charges(rounds: int) -> tuple[AnyCharge, ...]:
         return charges_of(replace(study, federation=replace(study.federation, rounds=rounds)))
 
     rounds, decision = rounds_left(charges, room, PldAccountant())

@@ -203,10 +203,19 @@ def noise_for(
         event = noisier.event(sampling_prob=sampling_prob, steps=steps, n_patients=n_patients)
         return accountant.epsilon([event], delta) <= target_epsilon
 
-    low, high = mechanism.noise_multiplier, mechanism.noise_multiplier
+    return least_noise(within, mechanism.noise_multiplier)
+
+
+def least_noise(within: Callable[[float], bool], start: float) -> float:
+    """Returns the smallest noise multiplier (to 0.1 %, rounded up) that is `within` what is wanted.
+
+    Raises:
+        PrivacyError: what `within` raises where it can ask for no more noise.
+    """
+    low, high = start, start
     while within(low):
         low, high = low / 2, low
-    while not within(high):  # ends with the grid's refusal where no noise is enough
+    while not within(high):
         low, high = high, high * 2
     while high > low * 1.001:
         middle = math.sqrt(low * high)

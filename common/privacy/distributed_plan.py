@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from sottovoce.common.errors import PrivacyError
-from sottovoce.common.privacy.distributed import DistributedMechanism, finest_grid
+from sottovoce.common.privacy.distributed import DistributedMechanism, finest_grid, least_noise
 from sottovoce.common.privacy.distributed_accountant import DistributedEvent, epsilon
 from sottovoce.common.privacy.stages import SIMULATED
 from sottovoce.common.privacy_specs import USUAL_DELTA, DistributedPrivacy, weaknesses
@@ -87,18 +87,41 @@ def training_event(spec: DistributedPrivacy, steps: int, *, n_sites: int) -> Dis
     return mechanism.event(sampling_prob=spec.sampling_prob, steps=steps, n_patients=spec.n_patients_public)
 
 
-def sentence(spec: DistributedPrivacy, charged: list[DistributedEvent], *, n_sites: int) -> str:
-    """Returns the figure as one line, with what it rests on.
+def noise_for(
+    spec: DistributedPrivacy,
+    target_epsilon: float,
+    *,
+    rounds: int,
+    n_sites: int,
+    n_counts: int,
+    n_classes: int,
+) -> float:
+    """Returns the smallest noise multiplier (to 0.1 %, rounded up) with which a study stays in target.
+
+    What evaluation counts cost is spent beforehand: their noise is as the study says. Where the study states no grid,
+    the finest one follows the noise.
 
     Raises:
-        PrivacyError: there is no finite figure.
+        PrivacyError: no noise does.
     """
-    figure = epsilon(charged, spec.delta)
-    if not math.isfinite(figure):
+    counts = events(spec, rounds=rounds, n_sites=n_sites, n_counts=n_counts, n_classes=n_classes)[1:]
+    if epsilon(counts, spec.delta) > target_epsilon:
         raise PrivacyError(
-            f"privacy: this study has no finite epsilon at delta {spec.delta:g}; expected more noise, fewer rounds, or "
-            "a larger cap on the draw. Ask `sottovoce privacy plan`."
+            f"Expected evaluation counts that cost less than epsilon {target_epsilon:g}; they cost "
+            f"{_rounded_up(epsilon(counts, spec.delta))} alone. Take more noise for them, or fewer."
         )
+
+    def within(noise_multiplier: float) -> bool:
+        noisier = replace(spec, noise_multiplier=noise_multiplier)
+        steps = training_event(noisier, spec.steps_in(rounds), n_sites=n_sites)
+        return epsilon([steps, *counts], spec.delta) <= target_epsilon
+
+    return least_noise(within, spec.noise_multiplier)
+
+
+def sentence(spec: DistributedPrivacy, charged: list[DistributedEvent], *, n_sites: int) -> str:
+    """Returns the figure as one line, with what it rests on."""
+    figure = epsilon(charged, spec.delta)
     said = f"epsilon {_rounded_up(figure)} at delta {spec.delta:g} for each patient"
     if spec.delta > USUAL_DELTA:
         said += f" (epsilon {_rounded_up(epsilon(charged, USUAL_DELTA))} at {USUAL_DELTA:g})"

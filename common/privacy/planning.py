@@ -1,32 +1,20 @@
-"""Answers, before anything runs, what a study costs its patients and what else could be had: plain data.
+"""What planning has in common for both private modes, and how many rounds a budget leaves for a study.
 
-    for name, table in tables(study.privacy, rounds): ...      # each as soon as it is known
-
-| table      | says                                                                                       |
-|------------|--------------------------------------------------------------------------------------------|
-| `study`    | the cost, seen from every side, and what is weak                                           |
-| `promise`  | the words of the guarantee: what is protected, against whom, what it does not cover        |
-| `noise`    | the noise multiplier for a target epsilon (the one asked for, or 1, 3 and 8)               |
-| `deltas`   | epsilon at other deltas                                                                    |
-| `patients` | epsilon if more or fewer took part, the mean draw the same, delta as their number calls for |
+The tables of `sottovoce privacy plan` are `planning_local.py`'s and `planning_distributed.py`'s; `of_study.tables`
+gives a study its own.
 
 Guarantees:
-  - Every figure is an upper bound; those of other studies are on a coarser grid, and so never too low.
   - `rounds_left` asks the rule of the site's hard stop: a study of one round more would be denied.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-from sottovoce.common.errors import PrivacyError
-from sottovoce.common.ledger.entries import Charge, DomainOpened
+from sottovoce.common.ledger.entries import AnyCharge, DomainOpened
 from sottovoce.common.ledger.rule import Accountant, Decision, decide
 from sottovoce.common.ledger.state import State
-from sottovoce.common.privacy import accountant
-from sottovoce.common.privacy.accountant import GRID
-from sottovoce.common.privacy.plan import Cost, cost, counts_events, events, training_event
-from sottovoce.common.privacy_specs import LocalPrivacy, largest_delta
+from sottovoce.common.privacy.filter import KEPT
+from sottovoce.common.privacy_specs import Private, largest_delta
 
 NOT_COVERED = (
     "a patient under two ids; other voices in a recording; features normalised by other patients' recordings; "
@@ -45,26 +33,12 @@ class Room:
 
     opened: DomainOpened
     cap: float
-    promised: tuple[Charge, ...] = ()
+    promised: tuple[AnyCharge, ...] = ()
     promised_epsilon: float = 0.0
     first: bool = True
 
 
-def tables(
-    spec: LocalPrivacy, rounds: int, *, n_counts: int = 0, target_epsilon: float | None = None
-) -> Iterator[tuple[str, Any]]:
-    """Yields (name, table), each as soon as it is known."""
-    found = cost(spec, rounds, n_counts=n_counts)
-    yield "study", _study(spec, rounds, found)
-    yield "promise", {**asdict(found.guarantee), "not_covered": NOT_COVERED}
-    targets = TARGETS if target_epsilon is None else (target_epsilon,)
-    yield "noise", [_noise(spec, rounds, n_counts, target) for target in targets]
-    curve = accountant.curve(found.events, _deltas(spec))
-    yield "deltas", [{"delta": delta, "epsilon": epsilon} for delta, epsilon in curve]
-    yield "patients", [_with_patients(spec, rounds, n_counts, factor) for factor in FACTORS]
-
-
-def fresh_room(spec: LocalPrivacy, cap: float) -> Room:
+def fresh_room(spec: Private, cap: float) -> Room:
     """Returns a domain made for this study, with nothing promised."""
     opened = DomainOpened(
         kind="domain_opened",
@@ -75,6 +49,7 @@ def fresh_room(spec: LocalPrivacy, cap: float) -> Room:
         epsilon_cap=cap,
         delta=spec.delta,
         small_population=spec.small_population,
+        conceded_delta=spec.delta * KEPT,
     )
     return Room(opened=opened, cap=cap)
 
@@ -92,7 +67,7 @@ def room_in(state: State, domain: str, *, cap: float | None = None) -> Room:
 
 
 def rounds_left(
-    charges_of: Callable[[int], Sequence[Charge]], room: Room, by: Accountant
+    charges_of: Callable[[int], Sequence[AnyCharge]], room: Room, by: Accountant
 ) -> tuple[int, Decision]:
     """Returns the largest number of rounds that a new study may have, and the decision that allows it.
 
@@ -119,7 +94,7 @@ def rounds_left(
     return below, ask(max(below, 1))
 
 
-def misfits(spec: LocalPrivacy, opened: DomainOpened) -> list[str]:
+def misfits(spec: Private, opened: DomainOpened) -> list[str]:
     """Returns why a domain would deny the study whatever it costs."""
     found = []
     if spec.n_patients_public != opened.n_patients:
@@ -131,56 +106,13 @@ def misfits(spec: LocalPrivacy, opened: DomainOpened) -> list[str]:
     return found
 
 
-def _study(spec: LocalPrivacy, rounds: int, found: Cost) -> dict[str, Any]:
-    return {
-        "sentence": found.sentence(),
-        "unit": spec.unit,
-        "rounds": rounds,
-        "spare_rounds": spec.spare_rounds,
-        "steps": spec.steps_in(rounds),
-        "evaluation_counts": [asdict(event) for event in found.events[1:]],
-        "noise_multiplier": spec.noise_multiplier,
-        "sampling_prob": spec.sampling_prob,
-        "draw_cap": spec.draw_cap,
-        "delta": found.delta,
-        "epsilon": found.epsilon,
-        "replace_one": found.replace_one,
-        "rdp": found.rdp.epsilon,
-        "rdp_dropped_orders": list(found.rdp.dropped_orders),
-        "prv": None if found.prv is None else list(found.prv),
-        "by_sites": list(found.by_sites),
-        "record_epsilon": found.record_epsilon,
-        "epsilon_at_usual_delta": found.epsilon_at_usual_delta,
-        "simulated": found.simulated,
-        "weak": list(found.weak),
-    }
-
-
-def _noise(spec: LocalPrivacy, rounds: int, n_counts: int, target: float) -> Numbers:
-    event, counts = training_event(spec, spec.steps_in(rounds)), counts_events(spec, n_counts)
-    try:
-        noise = accountant.noise_for(target, spec.delta, event, spent=counts)
-    except PrivacyError:
-        return {
-            "epsilon": target,
-            "noise_multiplier": None,
-        }  # no noise reaches it: an answer, printed as such
-    return {"epsilon": target, "noise_multiplier": noise}
-
-
-def _deltas(spec: LocalPrivacy) -> list[float]:
-    powers = [10.0**-k for k in range(2, 10)]
-    small = (delta for delta in powers if delta < largest_delta(spec.n_patients_public))
-    return sorted({spec.delta, *small}, reverse=True)
-
-
-def _with_patients(spec: LocalPrivacy, rounds: int, n_counts: int, factor: float) -> Numbers:
-    n_patients = max(2, round(spec.n_patients_public * factor))
+def delta_for(delta: float, n_patients: int) -> float:
+    """Returns a study's delta, or less where so many patients call for it."""
     # Just below N^-1.1, by 1 %: the rule asks for less, not for equal.
-    delta = min(spec.delta, 0.99 * largest_delta(n_patients))
-    prob = min(1.0, spec.sampling_prob * spec.n_patients_public / n_patients)
-    cap = spec.cap if factor == 1.0 else None
-    other = replace(spec, n_patients_public=n_patients, sampling_prob=prob, cap=cap, delta=delta)
-    grid = GRID if factor == 1.0 else 5 * GRID
-    figure = accountant.epsilon(events(other, rounds, n_counts=n_counts), delta, grid=grid)
-    return {"n_patients": n_patients, "sampling_prob": prob, "delta": delta, "epsilon": figure}
+    return min(delta, 0.99 * largest_delta(n_patients))
+
+
+def deltas_for(delta: float, n_patients: int) -> list[float]:
+    """Returns a study's delta and the powers of ten that so many patients allow, the largest first."""
+    powers = (10.0**-k for k in range(2, 10))
+    return sorted({delta, *(power for power in powers if power < largest_delta(n_patients))}, reverse=True)

@@ -25,21 +25,43 @@ def plan_lines(name: str, found: Any) -> Iterator[RenderableType]:
             yield table("epsilon at other deltas", map(_delta, found))
         case "patients":
             yield table("if more or fewer patients took part", map(_patients, found))
+        case "sums":
+            yield table("other hospitals that a sum needs, and that may collude", map(_sum, found))
+            yield Text("* this study", style="dim")
 
 
 def _study(found: Row) -> Iterator[RenderableType]:
     yield Text(found["sentence"], style="bold")
-    steps = f"{found['steps']:,} ({found['rounds']} rounds and {found['spare_rounds']} spare)"
-    said = {
-        "private steps": steps,
+    yield facts(_in_all(found) if found["mode"] == "distributed" else _in_one_hospital(found))
+    sides = _sides_of_sums(found) if found["mode"] == "distributed" else _sides(found)
+    yield table("epsilon, from every side", sides)
+
+
+def _in_one_hospital(found: Row) -> Row:
+    unit = "recording" if found["unit"] == "utterance" else "patient"
+    return {
+        "private steps": f"{found['steps']:,} ({found['rounds']} rounds and {found['spare_rounds']} spare)",
         "noise": f"{found['noise_multiplier']:g} times the clipping norm",
-        "draw": f"each patient with probability {found['sampling_prob']:g}, at most {found['draw_cap']:,} at once",
+        "draw": _draw(found, unit, "at most"),
         "evaluation": _counts(found["evaluation_counts"]),
     }
-    if found["unit"] == "utterance":
-        said["draw"] = said["draw"].replace("patient", "recording")
-    yield facts(said)
-    yield table("epsilon, from every side", _sides(found))
+
+
+def _in_all(found: Row) -> Row:
+    n_sites, needed = found["n_sites"], found["quorum"]
+    return {
+        "private sums": f"{found['steps']:,} ({found['rounds']} rounds and {found['spare_rounds']} spare)",
+        "hospitals": f"{n_sites}; a sum needs {needed} of them, and {found['n_colluding']} may collude",
+        "noise": f"{found['noise_multiplier']:g} times the clipping norm is left at least; with all hospitals there "
+        f"is {found['noise_added']:.2f}",
+        "draw": _draw(found, "patient", "of each hospital at most"),
+        "parameters": f"{found['n_parameters']:,}",
+        "evaluation": _counts(found["evaluation_counts"]),
+    }
+
+
+def _draw(found: Row, unit: str, at_most: str) -> str:
+    return f"each {unit} with probability {found['sampling_prob']:g}, {at_most} {found['draw_cap']:,} at once"
 
 
 def _counts(events: list[Row]) -> str:
@@ -49,26 +71,56 @@ def _counts(events: list[Row]) -> str:
     return f"{event['steps']} releases of counts, noise {event['noise_multiplier']:g}"
 
 
-def _sides(found: Row) -> Iterator[Row]:
-    def side(what: str, epsilon: float | None) -> Row:
-        return {"what": what, "epsilon": "none" if epsilon is None else f"{epsilon:.4f}"}
+def _side(what: str, epsilon: float | None) -> Row:
+    return {"what": what, "epsilon": "none" if epsilon is None else f"{epsilon:.4f}"}
 
-    yield side("a patient added or removed (PLD; this decides)", found["epsilon"])
-    yield side("a patient replaced by another", found["replace_one"])
+
+def _sides(found: Row) -> Iterator[Row]:
+    yield _side("a patient added or removed (PLD; this decides)", found["epsilon"])
+    yield from _replaced_and_in_sites(found)
+    if found["record_epsilon"] is not None:
+        yield _side("one recording: a smaller figure about a smaller thing", found["record_epsilon"])
+    yield from _at_usual_delta(found)
+    dropped = len(found["rdp_dropped_orders"])
+    yield _side(f"by RDP{f' ({dropped} orders dropped)' if dropped else ''}", found["rdp"])
+    if found["prv"] is None:
+        yield _side("by PRV, a second program: it has no answer here", None)
+    else:
+        yield _side("by PRV, a second program: at least", found["prv"][0])
+        yield _side("by PRV, a second program: at most", found["prv"][1])
+
+
+def _sides_of_sums(found: Row) -> Iterator[Row]:
+    colluding = found["n_colluding"]
+    decides = f"a patient added or removed, if {_collude(colluding)} (RDP; this decides)"
+    yield _side(decides, found["epsilon"])
+    yield _side("if all others collude: the hospital's own noise alone", found["if_all_others_collude"])
+    for others in _some_of(range(found["n_min"] - 1), but=colluding):
+        yield _side(f"if {_collude(others)}", found["by_colluding"][others])
+    yield from _replaced_and_in_sites(found)
+    yield from _at_usual_delta(found)
+
+
+def _collude(n_sites: int) -> str:
+    return "1 hospital colludes" if n_sites == 1 else f"{n_sites or 'none'} collude"
+
+
+def _some_of(numbers: range, *, but: int) -> list[int]:
+    """At most eight: of many hospitals every second, third, ... number."""
+    step = -(-len(numbers) // 8)
+    return [number for number in numbers[::step] if number != but]
+
+
+def _replaced_and_in_sites(found: Row) -> Iterator[Row]:
+    yield _side("a patient replaced by another", found["replace_one"])
     for sites, epsilon in enumerate(found["by_sites"], start=1):
         if sites > 1:
-            yield side(f"a patient in {sites} sites", epsilon)
-    if found["record_epsilon"] is not None:
-        yield side("one recording: a smaller figure about a smaller thing", found["record_epsilon"])
+            yield _side(f"a patient in {sites} sites", epsilon)
+
+
+def _at_usual_delta(found: Row) -> Iterator[Row]:
     if found["epsilon_at_usual_delta"] != found["epsilon"]:
-        yield side("at delta 1e-05", found["epsilon_at_usual_delta"])
-    dropped = len(found["rdp_dropped_orders"])
-    yield side(f"by RDP{f' ({dropped} orders dropped)' if dropped else ''}", found["rdp"])
-    if found["prv"] is None:
-        yield side("by PRV, a second program: it has no answer here", None)
-    else:
-        yield side("by PRV, a second program: at least", found["prv"][0])
-        yield side("by PRV, a second program: at most", found["prv"][1])
+        yield _side("at delta 1e-05", found["epsilon_at_usual_delta"])
 
 
 def _rounds_left(found: Row) -> Iterator[RenderableType]:
@@ -95,9 +147,20 @@ def _delta(row: Row) -> Row:
 
 
 def _patients(row: Row) -> Row:
+    everywhere = row.get("n_patients_everywhere")
     return {
-        "patients, at most": row["n_patients"],
+        "patients, at most" if everywhere is None else "in a hospital, at most": row["n_patients"],
+        **({} if everywhere is None else {"in all": everywhere}),
         "sampling_prob": f"{row['sampling_prob']:g}",
         "delta": f"{row['delta']:.3g}",
-        "epsilon": f"{row['epsilon']:.4f}",
+        "epsilon": "does not fit into 32 bits" if row["epsilon"] is None else f"{row['epsilon']:.4f}",
+    }
+
+
+def _sum(row: Row) -> Row:
+    return {
+        "n_min": f"{row['n_min']}{' *' * row['this_study']}",
+        "n_colluding": f"{row['n_colluding']}",
+        "noise that all add": f"{row['noise_added']:.2f}",
+        "epsilon with today's noise": f"{row['epsilon_as_it_is']:.4f}",
     }

@@ -1,16 +1,29 @@
 """A first study fits the corpus it is written for."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sottovoce.common.corpus import Corpus, Utterance
-from sottovoce.common.errors import CorpusError
+from sottovoce.common.errors import CorpusError, StudyError
+from sottovoce.common.model_size import size_problems
+from sottovoce.common.privacy import distributed_accountant
 from sottovoce.common.privacy.accountant import epsilon
+from sottovoce.common.privacy.of_study import distributed_events
 from sottovoce.common.privacy.plan import events
-from sottovoce.common.privacy_specs import LocalPrivacy
+from sottovoce.common.privacy.planning_distributed import colluders_withstood, quorum
+from sottovoce.common.privacy_specs import DistributedPrivacy, LocalPrivacy
 from sottovoce.common.study import NamedFolds, SpeakerFolds, loads
-from sottovoce.simulations.study_new import EMBEDDED, Privacy, shape_of, study_text, write_study
+from sottovoce.simulations.study_new import (
+    EMBEDDED,
+    Privacy,
+    colluding_sites,
+    least_sites,
+    shape_of,
+    study_text,
+    write_study,
+)
 
 
 def corpus(n_speakers: int, *, adapter: str = "savee", each: int = 12) -> Corpus:
@@ -64,6 +77,47 @@ def test_a_private_study_costs_at_most_what_was_asked(asked: float) -> None:
     assert (spec.n_patients_public, spec.delta, spec.small_population) == (700, 1e-5, False)
     spent = epsilon(events(spec, study.federation.rounds), spec.delta)
     assert 0.98 * asked < spent <= asked
+
+
+@pytest.mark.parametrize(
+    ("n_sites", "n_patients", "delta"), [(3, 300, 1e-5), (10, 200, 1e-5), (50, 5000, 1e-6)]
+)
+def test_a_distributed_study_costs_at_most_what_was_asked_and_states_its_own_size(
+    n_sites: int, n_patients: int, delta: float
+) -> None:
+    shape = replace(EMBEDDED, n_sites=n_sites)
+    privacy = Privacy(n_patients=n_patients, epsilon=3.0, mode="distributed")
+    study = loads(study_text("together", shape, privacy))
+    spec = study.privacy
+    assert isinstance(spec, DistributedPrivacy)
+    assert size_problems(study) == []
+    assert (spec.n_patients_public, spec.delta, spec.small_population) == (n_patients, delta, False)
+    spent = distributed_accountant.epsilon(distributed_events(study, spec), spec.delta)
+    assert 0.98 * 3.0 < spent <= 3.0
+    made = study.corpora[0].synthetic
+    assert made is not None
+    assert made.n_speakers >= n_sites
+
+
+@pytest.mark.parametrize("n_sites", range(3, 51))
+def test_no_more_may_collude_than_a_secure_sum_withstands_and_a_third_may_be_lost(n_sites: int) -> None:
+    needed = least_sites(n_sites)
+    assert needed == quorum(n_sites, needed) == quorum(n_sites, 1)
+    assert 1 <= colluding_sites(n_sites) <= colluders_withstood(n_sites, needed)
+
+
+@pytest.mark.parametrize("n_sites", [2, 51])
+def test_a_secure_sum_of_too_few_or_too_many_sites_is_refused(n_sites: int) -> None:
+    with pytest.raises(StudyError, match="expected 3 to 50 sites"):
+        study_text(
+            "together", replace(EMBEDDED, n_sites=n_sites), Privacy(n_patients=200, mode="distributed")
+        )
+
+
+def test_many_patients_call_for_a_smaller_delta() -> None:
+    spec = loads(study_text("large", EMBEDDED, Privacy(n_patients=100_000, epsilon=8.0))).privacy
+    assert isinstance(spec, LocalPrivacy)
+    assert spec.delta == 1e-6 < 100_000**-1.1
 
 
 def test_no_private_constant_comes_from_the_corpus() -> None:

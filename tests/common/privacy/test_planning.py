@@ -3,14 +3,17 @@
 import json
 import math
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
+from typing import Any
 
 from sottovoce.common.ledger.entries import Charge
+from sottovoce.common.privacy import of_study
 from sottovoce.common.privacy.accountant import epsilon
 from sottovoce.common.privacy.plan import cost, events
-from sottovoce.common.privacy.planning import fresh_room, misfits, rounds_left, tables
+from sottovoce.common.privacy.planning import fresh_room, misfits, rounds_left
+from sottovoce.common.privacy.planning_local import tables
 from tests.fakes.ledgers import ACCOUNTANT, charge_of
-from tests.fakes.privacy import a_spec
+from tests.fakes.privacy import a_distributed_study, a_spec
 
 ROOM = fresh_room(a_spec(n_patients_public=2000), 3.0)
 
@@ -19,9 +22,16 @@ def cost_of(noise_multiplier: float) -> float:
     return epsilon(events(a_spec(noise_multiplier=noise_multiplier), 2), 1e-5)
 
 
+SPEC = a_spec(noise_multiplier=16.0)  # narrow losses: quick
+
+
+@cache
+def a_plan() -> dict[str, Any]:
+    return dict(tables(SPEC, 2, target_epsilon=0.2))
+
+
 def test_the_tables_of_a_plan_are_plain_data_and_upper_bounds() -> None:
-    spec = a_spec(noise_multiplier=16.0)  # narrow losses: quick
-    found = dict(tables(spec, 2, target_epsilon=0.2))
+    spec, found = SPEC, a_plan()
     assert json.loads(json.dumps(found)) == found
     noise = found["noise"][0]["noise_multiplier"]
     assert cost_of(noise) <= 0.2 < cost_of(0.995 * noise)
@@ -31,6 +41,16 @@ def test_the_tables_of_a_plan_are_plain_data_and_upper_bounds() -> None:
     assert all(math.isfinite(row["epsilon"]) for row in found["deltas"])
     assert "other voices" in found["promise"]["not_covered"]
     assert found["study"]["steps"] == sum(event.steps for event in events(spec, 2))
+
+
+def test_what_a_plan_says_in_both_modes_stands_under_the_same_keys() -> None:
+    local, distributed = a_plan(), dict(of_study.tables(a_distributed_study()))
+    assert list(distributed) == [*local, "sums"]
+    of_one_site = {"rdp", "rdp_dropped_orders", "prv", "record_epsilon"}
+    assert set(local["study"]) - of_one_site <= set(distributed["study"])
+    assert set(local["promise"]) == set(distributed["promise"])
+    for name in ("noise", "deltas", "patients"):
+        assert set(local[name][0]) <= set(distributed[name][0])
 
 
 def test_a_target_that_no_noise_reaches_is_an_answer() -> None:

@@ -1,0 +1,37 @@
+"""How many numbers a study's model has: `privacy.n_parameters` of mode `distributed`, which its accountant needs.
+
+Guarantees:
+  - The count is of the very model that is trained: it is built, without memory for its weights, and counted.
+  - torch, which takes a second to load, is loaded for studies that state a number, and for no others.
+"""
+
+from sottovoce.common.privacy_specs import DistributedPrivacy
+from sottovoce.common.study import Study
+
+
+def n_parameters_of(study: Study) -> int:
+    """Returns how many numbers the study's model has."""
+    import torch
+
+    from sottovoce.common.features import width
+    from sottovoce.common.models import build
+
+    widths = {
+        stream.name: width(stream, study.frames, study.audio.sample_rate_hz) for stream in study.streams
+    }
+    with torch.device("meta"):
+        model = build(study.model, widths, len(study.labels.classes), seed=0)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def size_problems(study: Study) -> list[str]:
+    """Returns what is wrong with the number of parameters that a study states, if it states one.
+
+    Reading a study does not ask this, because of what torch takes to load: `sottovoce study check` does.
+    """
+    if not isinstance(study.privacy, DistributedPrivacy):
+        return []
+    stated, found = study.privacy.n_parameters, n_parameters_of(study)
+    if stated == found:
+        return []
+    return [f"privacy.n_parameters: expected {found}, which is how many this model has; came {stated}."]

@@ -1,0 +1,130 @@
+"""Claims of the planning in mode `distributed`: who colludes decides, and every figure is an upper bound."""
+
+import io
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from sottovoce.common.privacy.distributed_accountant import epsilon
+from sottovoce.common.privacy.of_study import distributed_events, stamp, tables
+from sottovoce.common.privacy.planning_distributed import colluders_withstood, quorum
+from sottovoce.common.privacy.terminal import plan_lines
+from sottovoce.common.privacy_specs import DistributedPrivacy
+from sottovoce.common.secagg.session import threshold_of
+from sottovoce.common.study import Study
+from tests.fakes.privacy import a_distributed_study
+
+STUDY = a_distributed_study(max_sites_per_patient=2, counts_noise_multiplier=20.0)
+PLAN = dict(tables(STUDY))
+
+
+def spec_of(study: Study) -> DistributedPrivacy:
+    assert isinstance(study.privacy, DistributedPrivacy)
+    return study.privacy
+
+
+def cost_of(study: Study, **privacy: Any) -> float:
+    spec = replace(spec_of(study), **privacy)
+    return epsilon(distributed_events(study, spec), spec.delta)
+
+
+def test_the_tables_are_plain_data_with_the_stamps_own_figures() -> None:
+    assert json.loads(json.dumps(PLAN)) == PLAN
+    study = PLAN["study"]
+    assert study["sentence"] == stamp(STUDY)
+    assert study["epsilon"] == cost_of(STUDY)
+    assert study["steps"] == 20
+    (counts,) = study["evaluation_counts"]
+    assert counts["steps"] == 1
+    assert counts["noise_multiplier"] == pytest.approx(20.0, rel=1e-3)
+
+
+def test_the_more_collude_the_more_it_costs_and_all_others_leave_one_share() -> None:
+    study = PLAN["study"]
+    by_colluding = study["by_colluding"]
+    assert len(by_colluding) == 8
+    assert by_colluding == sorted(by_colluding)
+    assert by_colluding[2] == study["epsilon"] < study["if_all_others_collude"] == by_colluding[7]
+
+
+def test_the_noise_for_a_target_pays_for_counts_first_and_is_the_least() -> None:
+    (row,) = dict(tables(STUDY, target_epsilon=2.0))["noise"]
+    noise = row["noise_multiplier"]
+    assert cost_of(STUDY, noise_multiplier=noise) <= 2.0
+    assert cost_of(STUDY, noise_multiplier=0.995 * noise) > 2.0
+    assert cost_of(STUDY, noise_multiplier=noise, counts_noise_multiplier=None) < 1.999
+
+
+def test_a_target_below_what_counts_cost_alone_is_an_answer() -> None:
+    assert dict(tables(STUDY, target_epsilon=0.01))["noise"] == [{"epsilon": 0.01, "noise_multiplier": None}]
+
+
+def test_delta_follows_from_the_patients_of_all_sites() -> None:
+    rows = PLAN["patients"]
+    assert [row["n_patients_everywhere"] for row in rows] == [500, 1000, 2000, 4000, 8000]
+    assert rows[2]["epsilon"] == PLAN["study"]["epsilon"]
+    assert all(row["delta"] < row["n_patients_everywhere"] ** -1.1 for row in rows)
+    deltas = [row["delta"] for row in PLAN["deltas"]]
+    assert deltas[0] == 1e-4  # 2,000^-1.1 is 2.3e-4, a single site's 200^-1.1 would be 2.9e-3
+    assert [row["epsilon"] for row in PLAN["deltas"]] == sorted(row["epsilon"] for row in PLAN["deltas"])
+
+
+def test_more_patients_than_32_bits_hold_are_an_answer() -> None:
+    crowded = a_distributed_study(n_patients_public=835_000, cap=835_000, delta=1e-9, grid=2.0**-8)
+    rows = dict(tables(crowded))["patients"]
+    assert rows[0]["epsilon"] is not None
+    assert rows[-1]["epsilon"] is None
+
+
+@pytest.mark.parametrize("row", PLAN["sums"], ids=lambda row: f"{row['n_min']}-{row['n_colluding']}")
+def test_other_numbers_of_sites_cost_what_a_study_with_the_same_shares_costs(row: dict[str, Any]) -> None:
+    share = 6.0 / math.sqrt(8 - 2)
+    honest = row["n_min"] - row["n_colluding"]
+    assert row["noise_added"] == pytest.approx(6.0 * math.sqrt(10 / honest))
+    other = {"n_min": row["n_min"], "n_colluding": row["n_colluding"]}
+    counts = 20.0 / math.sqrt(8 - 2) * math.sqrt(honest)
+    same_shares = cost_of(
+        STUDY, noise_multiplier=share * math.sqrt(honest), counts_noise_multiplier=counts, **other
+    )
+    assert row["epsilon_as_it_is"] == pytest.approx(same_shares, rel=1e-4)
+    assert row["this_study"] == (other == {"n_min": 8, "n_colluding": 2})
+
+
+def test_the_studys_own_numbers_are_among_the_others() -> None:
+    (own,) = (row for row in PLAN["sums"] if row["this_study"])
+    assert own["epsilon_as_it_is"] == PLAN["study"]["epsilon"]
+    assert own["noise_added"] == PLAN["study"]["noise_added"]
+
+
+@pytest.mark.parametrize("n_sites", range(3, 51))
+def test_colluders_that_are_withstood_cannot_sign_for_two_sets_of_survivors(n_sites: int) -> None:
+    threshold, least = threshold_of(n_sites), quorum(n_sites, 1)
+    assert least == max(threshold, 3)
+    withstood = colluders_withstood(n_sites, least)
+    # Every honest site signs for one set; those that collude sign for both.
+    assert 2 * threshold > n_sites + withstood or least == n_sites
+    assert 2 * threshold <= n_sites + withstood + 1 or least == n_sites
+    assert colluders_withstood(n_sites, n_sites) == n_sites - 1
+
+
+def test_an_infinite_figure_is_planned_and_not_refused() -> None:
+    hopeless = a_distributed_study(sampling_prob=0.5, cap=100, delta=1e-9)
+    study = dict(tables(hopeless))["study"]
+    assert math.isinf(study["epsilon"])
+    assert "epsilon inf" in study["sentence"]
+
+
+def test_the_figure_if_all_others_collude_comes_first_of_the_other_sides() -> None:
+    console = Console(width=80, file=io.StringIO())
+    with console.capture() as captured:
+        for line in plan_lines("study", PLAN["study"]):
+            console.print(line)
+    said = captured.get()
+    places = [
+        said.index(words) for words in ("this decides", "if all others collude", "if none collude", "if 1 ")
+    ]
+    assert places == sorted(places)
