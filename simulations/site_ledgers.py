@@ -122,7 +122,12 @@ def _roster(folder: Path, study: Study, places: Mapping[str, Path]) -> Roster | 
     roster = Roster(coordinator=key.public_hex, members=tuple(members))
     write_whole(home / ROSTER, canonical(roster).encode())
     FederationLedger.create(
-        home / FEDERATION, key=key, roster=roster, study=study.digest(), name=study.name
+        home / FEDERATION,
+        key=key,
+        roster=roster,
+        study=study.digest(),
+        name=study.name,
+        simulated=not isinstance(study.privacy, NoPrivacy) and study.privacy.seeded_noise,
     ).close()
     return roster
 
