@@ -166,6 +166,14 @@ def test_a_message_longer_than_its_kind_is_refused_before_it_is_hashed(kind: Kin
         wire.parse(bytes(70_000), kind, vector_bytes=20)
 
 
+def test_a_vector_of_a_byte_too_many_is_refused_before_it_is_hashed() -> None:
+    world = World(3, ring_bits=16)
+    message = wire.seal(Kind.MASKED, world.session().digest, 0, bytes(11), world.keys[0])
+    assert wire.parse(message, Kind.MASKED, vector_bytes=11).body == bytes(11)
+    with pytest.raises(SecureSumError, match="at most 10 bytes"):
+        wire.sender_of(message, Kind.MASKED, session=world.session())
+
+
 def test_a_message_of_one_kind_session_or_sender_is_not_taken_for_anothers() -> None:
     attempt = honest()
     session, key = attempt.session, attempt.world.keys[0]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sottovoce.common.errors import SecureSumError
-from sottovoce.common.secagg import participant
+from sottovoce.common.secagg import participant, state
 from sottovoce.common.secagg.journal import PHASES
 from sottovoce.common.secagg.session import Member
 from sottovoce.common.secagg.state import MAX_STATE_BYTES, decode_state, encode_state
@@ -98,9 +98,9 @@ def test_a_resumed_site_refuses_the_same_for_the_same_reason(
 
 @pytest.mark.parametrize("phase", HELD)
 def test_a_state_has_one_encoding(phase: str) -> None:
-    state = decode_state(states()[phase])
-    assert encode_state(state) == states()[phase]
-    assert decode_state(encode_state(state)) == state
+    read = decode_state(states()[phase])
+    assert encode_state(read) == states()[phase]
+    assert decode_state(encode_state(read)) == read
 
 
 def test_a_site_that_was_asked_nothing_has_no_state() -> None:
@@ -240,16 +240,23 @@ def test_the_largest_cohort_with_the_longest_names_fits() -> None:
     shares = {n: Shares(mask=bytes(33), own=bytes(33)) for n in range(50)}
     held = Masked(session=session, me=49, view=bytes(32), shares=shares)
     consent = Consent(view=held.view, dealers=tuple(range(50)), survivors=tuple(range(50)))
-    state = Consented(held=held, consent=consent)
-    assert decode_state(encode_state(state)) == state
+    largest = Consented(held=held, consent=consent)
+    assert decode_state(encode_state(largest)) == largest
+
+
+def test_what_is_longer_than_a_state_can_be_is_refused_before_it_is_hashed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(state, "hashlib", None)
     with pytest.raises(SecureSumError):
-        decode_state(finished(bytes(MAX_STATE_BYTES)))
+        decode_state(bytes(MAX_STATE_BYTES + 1))
 
 
 def test_fields_that_do_not_hang_together_are_refused() -> None:
     advertised, dealt, masked, consented = (decode_state(states()[phase]) for phase in HELD[:-1])
     assert isinstance(advertised, Advertised) and isinstance(dealt, Dealt)  # noqa: PT018
     assert isinstance(masked, Masked) and isinstance(consented, Consented)  # noqa: PT018
+    without_another = {number: piece for number, piece in masked.shares.items() if number != 1}
     without_me = {number: piece for number, piece in masked.shares.items() if number != 0}
     for other in (
         replace(advertised, seed=bytes(32)),
@@ -265,6 +272,7 @@ def test_fields_that_do_not_hang_together_are_refused() -> None:
         ),
         replace(masked, shares=without_me),
         replace(masked, shares=dict(reversed(masked.shares.items()))),
+        Consented(held=replace(masked, shares=without_another), consent=consented.consent),
         replace(consented, consent=replace(consented.consent, survivors=(1, 2))),
         replace(consented, consent=replace(consented.consent, survivors=(0, 1, 2, 3, 4))),
         replace(consented, consent=replace(consented.consent, survivors=(1, 0, 2))),
