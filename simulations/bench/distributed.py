@@ -117,7 +117,7 @@ def _second(n_events: int) -> list[Row]:
         began = time.perf_counter()
         one = epsilon([event], 1e-5, n_sites=n_sites)
         ours, began = ours + time.perf_counter() - began, time.perf_counter()
-        other = second_distributed.epsilon([asdict(event)], 1e-5, n_sites=n_sites)
+        other = second_distributed.program().epsilon([asdict(event)], 1e-5, n_sites=n_sites)
         theirs += time.perf_counter() - began
         gaps.append(0.0 if one == other else abs(one - other) / max(1.0, other))
     return [

@@ -18,10 +18,11 @@ from sottovoce.common.privacy.distributed_accountant import (
     replace_one,
     tau,
 )
-from sottovoce.simulations.bench import second_distributed as second
+from sottovoce.simulations.bench import second_distributed
 from sottovoce.simulations.bench.distributed import random_event
 from tests.fakes import exact_distributed as exact
 
+second = second_distributed.program()
 SHARES = [Fraction(1, 2), Fraction(3, 4), Fraction(2), Fraction(25, 4)]
 FLOAT = 1 + 1e-10  # a bound that is met with equality may be below by the rounding of floats
 
