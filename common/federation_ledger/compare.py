@@ -1,17 +1,19 @@
 """Holds a coordinator's record against a site's own ledger: neither can be trusted alone, and they must agree.
 
-    problems = compare_with_site(report, entries)       # of mode distributed; empty if they agree
+    problems = compare_with_site(report, entries)       # empty if they agree
 
 A site reserves before it computes the vector that it masks, and it is asked for one only after the coordinator wrote
 that the attempt is spent, with the site among the dealers. So for each sum (what, round, digest of the model):
 
- 1. the site's reservations are at most the attempts spent here with the site among the dealers: else the coordinator
-    left out an attempt, or has another record;
- 2. the attempts with the site among the survivors are at most the site's reservations: else the site released without
-    its ledger. It signed for being a survivor.
+ 1. The roster is the one that the site's approver signed for: with it, every key here.
+ 2. The site's reservations are at most the attempts spent here with the site among the dealers: else the coordinator
+    left out an attempt, or has another record.
+ 3. The attempts with the site among the survivors are at most the site's reservations: else the site released without
+    its ledger. It signed for being a survivor. In modes `local` and `none`, where the same bytes may be sent again,
+    one reservation is enough for all of them.
 
 A dealer that is no survivor may have fallen silent before or after it reserved, so between the two nothing follows.
-Both ledgers must be as new as each other: a release in between shows as the first.
+Both must be as new as each other: a release in between shows as the second.
 
 Guarantees:
   - An attempt that the coordinator left out, and that the site reserved for, is named.
@@ -24,10 +26,12 @@ from typing import Any
 
 from sottovoce.common.federation_ledger.entries import Summed
 from sottovoce.common.federation_ledger.reading import Report
-from sottovoce.common.ledger.entries import Entry
+from sottovoce.common.federation_ledger.rules import Attempt
+from sottovoce.common.ledger.entries import Approval, Entry
 from sottovoce.common.ledger.reading import LedgerFiles
 from sottovoce.common.ledger.state import State, fold
 from sottovoce.common.ledger.verify import entries_of, verify
+from sottovoce.common.sums import roster_digest
 
 _Key = tuple[str, int, str]  # what, round, digest of the model
 
@@ -35,25 +39,23 @@ _Key = tuple[str, int, str]  # what, round, digest of the model
 def compare_with_site(report: Report, entries: Sequence[Entry]) -> tuple[str, ...]:
     """Returns what does not agree, one line each. `entries` are of a site's ledger that was verified."""
     state = fold(list(entries))
-    if report.roster.key_of(state.site) is None:
-        return (f"{state.site} is no site of this federation's roster",)
-    approved = any(_of_study(state, grant, report) for grant in state.grants)
-    if not approved:
-        return (f"{state.site} has approved no study {report.study[:16]}… of mode distributed",)
-    reserved, asked, summed = (
-        _reserved(state, report),
-        _asked(report, state.site),
-        _summed(report, state.site),
-    )
+    site, approvals = state.site, _approvals(state, report)
+    if not approvals:
+        return (f"{site} has approved no study {report.study[:16]}…",)
+    if any(approval.facts.get("roster") != roster_digest(report.roster) for approval in approvals):  # 1
+        return (f"the approver of {site} signed for another roster than the one here, or for none",)
+    reserved, asked, summed = _reserved(state, report), _asked(report, site), _summed(report, site)
+    if all(approval.mode != "distributed" for approval in approvals):
+        summed = Counter(summed.keys())
     return (
-        *(
-            f"{_in_words(key)}: {state.site} reserved {reserved[key]} times, and {asked[key]} spent attempts with it "
-            "are recorded here: the coordinator left something out, or this record is older than the site's"
+        *(  # 2
+            f"{_in_words(key)}: {site} reserved {reserved[key]} times, and {asked[key]} spent attempts with it are "
+            "recorded here: the coordinator left something out, or this record is older than the site's"
             for key in sorted(reserved - asked)
         ),
-        *(
-            f"{_in_words(key)}: {state.site} signed for {summed[key]} sums with its vector, and reserved "
-            f"{reserved[key]} times: it released without its ledger, or its ledger is older than this record"
+        *(  # 3
+            f"{_in_words(key)}: {site} signed for {summed[key]} sums with its vector, and reserved {reserved[key]} "
+            "times: it released without its ledger, or its ledger is older than this record"
             for key in sorted(summed - reserved)
         ),
     )
@@ -77,32 +79,34 @@ def compared_with(report: Report, files: LedgerFiles) -> dict[str, Any]:
     }
 
 
+def _approvals(state: State, report: Report) -> list[Approval]:
+    approvals = (grant.approval for grant in state.grants.values())
+    return [approval for approval in approvals if approval.study == report.study]
+
+
 def _reserved(state: State, report: Report) -> Counter[_Key]:
     reserves = (release.reserve for release in state.releases.values())
     return Counter(
-        (one.what, one.round, one.model_in or "") for one in reserves if _of_study(state, one.grant, report)
+        (one.what, one.round, one.model_in or "")
+        for one in reserves
+        if state.grants[one.grant].approval.study == report.study
     )
 
 
 def _asked(report: Report, site: str) -> Counter[_Key]:
-    return Counter(
-        (one.what, one.session.round, one.session.model_digest)
-        for one in report.attempts
-        if one.event and site in (one.dealers or ())
-    )
+    return Counter(_key(attempt) for attempt in report.attempts if site in (attempt.dealers or ()))
 
 
 def _summed(report: Report, site: str) -> Counter[_Key]:
     return Counter(
-        (one.what, one.session.round, one.session.model_digest)
-        for one in report.attempts
-        if one.event and isinstance(one.end, Summed) and site in one.end.survivors
+        _key(attempt)
+        for attempt in report.attempts
+        if isinstance(attempt.end, Summed) and site in attempt.end.survivors
     )
 
 
-def _of_study(state: State, grant: int, report: Report) -> bool:
-    approval = state.grants[grant].approval
-    return approval.study == report.study and approval.mode == "distributed"
+def _key(attempt: Attempt) -> _Key:
+    return attempt.what, attempt.session.round, attempt.session.model_digest
 
 
 def _in_words(key: _Key) -> str:

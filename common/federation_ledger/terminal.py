@@ -19,8 +19,8 @@ _PROVES = (
     "for who is in every sum.",
     "What it does not: that no attempt is missing. The coordinator writes it alone; lines at the end may have been "
     "taken away, and there may be another record. Each site's own ledger has a reservation for every vector that it "
-    "made for an attempt with a cost: hold the two together with --site FOLDER. It names a reservation that no spent "
-    "attempt here explains, and a sum that the site is in and did not reserve for.",
+    "made: hold the two together with --site FOLDER. It names a reservation that no spent attempt here explains, and "
+    "a sum that the site is in and did not reserve for.",
 )
 
 
