@@ -168,15 +168,21 @@ def bodies_of(data: bytes) -> list[Body]:
     return [said.take(line).body for line in lines_of(data)]
 
 
-def signed_anyway(bodies: Sequence[Body], *, key: keys.SigningKey = KEY) -> bytes:
+def signed_anyway(
+    bodies: Sequence[Body],
+    *,
+    key: keys.SigningKey = KEY,
+    first_index: int = 0,
+    times: Sequence[str] = (),
+) -> bytes:
     """A dishonest coordinator's record: chained and signed, whatever is in it."""
     lines, previous = list[bytes](), entries.NO_PREVIOUS
     for index, body in enumerate(bodies):
         entry = Entry(
-            label=LABEL,  # type: ignore[arg-type]
-            index=index,
+            label="sottovoce/federation-ledger/1",
+            index=first_index + index,
             previous=previous,
-            time="2027-01-15T08:00:00Z",
+            time=times[index] if times else "2027-01-15T08:00:00Z",
             body=body,
         )
         lines.append(encode(entry, key))
@@ -435,8 +441,18 @@ def test_lines_left_out_put_in_moved_or_cut_are_found_except_at_the_very_end() -
         if changed not in ends:
             with pytest.raises(LedgerError):
                 read(changed)
+    refuses(signed_anyway(bodies_of(data), first_index=1), 2, "left out")
     for shorter in ends - {data}:  # which is what an earlier head is for
         assert read(shorter).head != read(data).head
+
+
+@pytest.mark.parametrize(
+    "time", ["2027-01-15T07:59:59Z", "2027-01-15 08:00:01Z", "2027-13-15T08:00:00Z", "2027-01-15T8:00:000Z"]
+)
+def test_a_time_that_goes_back_or_is_none_is_refused(time: str) -> None:
+    bodies = [genesis(), _opened(WORLD.session(1))]
+    refuses(signed_anyway(bodies, times=("2027-01-15T08:00:00Z", time)), 2, "expected a time")
+    read(signed_anyway(bodies, times=("2027-01-15T08:00:00Z", "2027-01-15T08:00:01Z")))
 
 
 def test_a_record_is_believed_under_the_coordinators_own_key_alone() -> None:
@@ -853,3 +869,11 @@ def test_the_command_holds_a_record_against_a_sites_ledger(
     assert found["ok"] == (status == 0)
     (folder / "head").unlink()
     assert "the site's own ledger is not valid" in " ".join(command(file, "--site", folder)[1].split())
+
+
+def test_the_officers_page_shows_the_command_as_it_is() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "compliance.md").read_text(encoding="utf-8")
+    (line,) = [line for line in page.splitlines() if line.startswith("sottovoce ledger federation")]
+    status, said = command("--help")
+    assert status == 0
+    assert not [word for word in line.split() if word.startswith("--") and word not in said]
