@@ -416,8 +416,11 @@ MUTANTS: tuple[Mutant, ...] = (
         trap="P12",
         what="A step in which nobody is drawn releases nothing",
         path="client/train_private.py",
-        old="            gradients = _gradients(",
-        new="            if not len(drawn.recordings):\n                continue\n            gradients = _gradients(",
+        old="            step = release(pool.drawn(spec, engine, source, flat.values.device), spec, source)\n",
+        new="            drawn = pool.drawn(spec, engine, source, flat.values.device)\n"
+        "            if not len(drawn.values):\n"
+        "                continue\n"
+        "            step = release(drawn, spec, source)\n",
         test=f"{CLIENT}/test_train_private.py::test_a_site_without_patients_releases_noise",
     ),
     Mutant(
@@ -452,8 +455,8 @@ MUTANTS: tuple[Mutant, ...] = (
         trap="P15",
         what="A private reply states one number more",
         path="client/app.py",
-        old='{"n-steps": steps}, released)',
-        new='{"n-steps": steps, "n-examples": len(data)}, released)',
+        old='"metrics": MetricRecord({"n-steps": steps}),',
+        new='"metrics": MetricRecord({"n-steps": steps, "n-examples": len(data)}),',
         test=f"{CLIENT}/test_releases.py::test_no_word_in_a_message_turns_privacy_off",
     ),
     Mutant(
@@ -597,8 +600,8 @@ MUTANTS: tuple[Mutant, ...] = (
         trap="P26",
         what="In mode none a site with a ledger evaluates without asking it",
         path="client/app.py",
-        old="    if _keeps_ledger(context):\n        payload",
-        new="    if False:\n        payload",
+        old="    if not _keeps_ledger(context):\n        return confusion(",
+        new="    if True:\n        return confusion(",
         test=f"{CLIENT}/test_releases.py::test_a_site_with_a_ledger_asks_it_before_mode_none_too",
     ),
     Mutant(
