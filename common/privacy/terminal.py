@@ -125,7 +125,7 @@ def _at_usual_delta(found: Row) -> Iterator[Row]:
 
 def _rounds_left(found: Row) -> Iterator[RenderableType]:
     under = f"under the cap {found['cap']:g} at delta {found['delta']:g}"
-    rule = {"pld": "PLD", "rdp_filter": "the Rényi filter"}[found["decided_by"]]
+    rule = {"pld": "PLD", "rdp": "RDP", "rdp_filter": "the Rényi filter"}[found["decided_by"]]
     said = f"\nrounds left: {found['rounds']:,} {under}, decided by {rule}"
     if found["domain"] is not None:
         said += f", in domain {found['domain']} (promised so far: epsilon {found['promised']:.4f})"

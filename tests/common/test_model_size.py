@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -11,8 +12,10 @@ from sottovoce.common.feature_specs import Energy, FeatureStream, LogMel
 from sottovoce.common.model_size import n_parameters_of, size_problems
 from sottovoce.common.model_specs import Cnn, Fusion, Linear, Lstm, Mlp, ModelSpec
 from sottovoce.common.models import build
+from sottovoce.common.study import load
 from tests.fakes.privacy import DISTRIBUTED_STUDY, a_distributed_study
 
+SCENARIOS = sorted((Path(__file__).parents[2] / "simulations" / "scenarios").glob("*.toml"))
 STREAMS = (
     FeatureStream(name="pooled", parts=(Energy(kind="energy"),), pooling="statistics"),
     FeatureStream(name="frames", parts=(LogMel(kind="log_mel", n_mels=20), Energy(kind="energy"))),
@@ -45,6 +48,11 @@ def test_a_study_that_states_another_number_is_told_the_right_one(stated: int) -
     assert problem.startswith("privacy.n_parameters: expected 36,")
     assert problem.endswith(f"came {stated}.")
     assert size_problems(a_distributed_study()) == []
+
+
+@pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
+def test_every_scenario_states_its_own_size(path: Path) -> None:
+    assert size_problems(load(path)) == []
 
 
 def test_studies_that_state_no_number_load_no_torch() -> None:

@@ -339,6 +339,23 @@ def test_check_and_plan_say_what_a_study_costs_before_it_runs(made: Site) -> Non
     assert left["rounds"] > 3
 
 
+def test_a_distributed_study_is_written_checked_and_planned(tmp_path: Path) -> None:
+    study = tmp_path / "together.toml"
+    asked = ("--patients", 200, "--epsilon", 2, "--mode", "distributed", "--sites", 6)
+    assert sottovoce("study", "new", study, *asked).status == 0
+    checked = sottovoce("study", "check", study)
+    assert "no problems. SIMULATED NOISE, NOT PRIVATE; this study would cost epsilon 2.00" in checked.out
+    planned = sottovoce("privacy", "plan", study, "--cap", 2, "--target-epsilon", 4)
+    assert planned.status == 0
+    assert max(map(len, planned.out.splitlines())) <= 80
+    assert "if all others collude" in planned.out
+    assert "rounds left: 60 under the cap 2" in planned.out
+    study.write_text(re.sub("n_parameters = [0-9]+", "n_parameters = 17", study.read_text()))
+    refused = sottovoce("study", "check", study)
+    assert refused.status == 2
+    assert re.search(r"privacy.n_parameters: expected [0-9]{3,}, .*; came 17", refused.err)
+
+
 def test_the_officers_four_commands_are_run_as_they_are_written(made: Site, tmp_path: Path) -> None:
     shutil.copytree(made.ledger, tmp_path / "SITE")
     shutil.copy(made.folder / "kept.txt", tmp_path / "SITE" / "seen.txt")

@@ -4,11 +4,12 @@ import io
 import json
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from rich.console import Console
 
+from sottovoce.common.ledger.rule import Decision
 from sottovoce.common.privacy.distributed_accountant import epsilon
 from sottovoce.common.privacy.of_study import distributed_events, stamp, tables
 from sottovoce.common.privacy.planning_distributed import colluders_withstood, quorum
@@ -116,6 +117,13 @@ def test_an_infinite_figure_is_planned_and_not_refused() -> None:
     study = dict(tables(hopeless))["study"]
     assert math.isinf(study["epsilon"])
     assert "epsilon inf" in study["sentence"]
+
+
+@pytest.mark.parametrize("decided_by", get_args(get_type_hints(Decision)["decided_by"]))
+def test_rounds_left_say_which_part_of_the_rule_decided(decided_by: str) -> None:
+    found = {"rounds": 7, "cap": 3.0, "delta": 1e-5, "decided_by": decided_by, "domain": None, "misfits": []}
+    (said,) = plan_lines("rounds_left", found)
+    assert "rounds left: 7 under the cap 3 at delta 1e-05, decided by " in str(said)
 
 
 def test_the_figure_if_all_others_collude_comes_first_of_the_other_sides() -> None:
