@@ -19,7 +19,7 @@ Guarantees:
 import argparse
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -162,8 +162,8 @@ def page(runs: Path, command: str) -> str:
         ("local", against["local"], 0.0, "above 0"),
     )
     said = [
-        f"- `distributed` less `{row}`: {gap.mean:+.2f} points [{gap.low:+.2f}, {gap.high:+.2f}]; the bar is an interval "
-        f"{bar}: {'met' if gap.low > least else '**missed**'}."
+        f"- `distributed` less `{row}`: {gap.mean:+.2f} points [{gap.low:+.2f}, {gap.high:+.2f}]; the bar is an "
+        f"interval {bar}: {'met' if gap.low > least else '**missed**'}."
         for row, gap, least, bar in verdicts
     ]
     return _PAGE.format(
@@ -215,12 +215,12 @@ round included.
 
 - Intervals are Student's, over five paired differences: the same seed has the same folds and initial weights, and
   noise of its own in each row. What they do not cover is another corpus.
-- **Loudness** is the deviation of the noise on the mean of everybody's gradients, in clipping norms. `distributed` has more
-  of it than `pooled` for two reasons: its accountant is a Renyi bound (6 to 9 % more noise for the same epsilon), and its
-  noise is sized for nine survivors of which one tells all (n_min 9, n_colluding 1), while ten are there and each adds a
-  share. `local` has that of ten hospitals which do not trust each other with anything.
-- The learning rate and the number of rounds were found on 400 other voices (seed 2), for the noise of `pooled`; for that
-  of `local` the same rate was the best of those tried there (0.15 to 2.4) too.
+- **Loudness** is the deviation of the noise on the mean of everybody's gradients, in clipping norms. `distributed` has
+  more of it than `pooled` for two reasons: its accountant is a Renyi bound (6 to 9 % more noise for the same epsilon),
+  and its noise is sized for nine survivors of which one tells all (n_min 9, n_colluding 1), while ten are there, and
+  each adds a share. `local` has that of ten hospitals which do not trust each other with anything.
+- The learning rate and the number of rounds were found on 400 other voices (seed 2), for the noise of `pooled`; for
+  that of `local` the same rate was the best of those tried there (0.15 to 2.4) too.
 - `local` sums in the clear here and `distributed` by the protocol itself, with keys, masks and signatures.
 """
 
