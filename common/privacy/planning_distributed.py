@@ -55,18 +55,24 @@ def tables(
 def colluders_withstood(n_sites: int, n_min: int) -> int:
     """Returns with how many colluding sites a coordinator that breaks the protocol still unmasks nobody.
 
-    The secure sum needs the word of ceil(2n/3) sites on who survived. With c sites of its own a coordinator gets it for
-    two sets of survivors only if 2 ceil(2n/3) <= n + c (docs/protocol.md), and where all must survive there is one set.
+    A secure sum of n needs the word of ceil(2n/3) sites on who survived. With c sites of its own a coordinator gets it
+    for two sets of survivors only if 2 ceil(2n/3) <= n + c (docs/protocol.md), and where all n must survive there is
+    one set. It chooses whom it invites, from n_min sites to all of them: the smallest counts.
 
-    >>> [colluders_withstood(n, n - 1) for n in (4, 6, 10, 50)], colluders_withstood(6, 6)
-    ([1, 1, 3, 17], 5)
+    >>> [colluders_withstood(n, quorum(n, 1)) for n in (4, 6, 10, 50)], colluders_withstood(6, 6)
+    ([1, 1, 2, 11], 5)
     """
-    return n_sites - 1 if n_min == n_sites else 2 * quorum(n_sites, 1) - n_sites - 1
+    invited = range(max(3, n_min), n_sites + 1)
+    return min(n - 1 if quorum(n, n_min) == n else 2 * _threshold(n) - n - 1 for n in invited)
 
 
 def quorum(n_sites: int, n_min: int) -> int:
     """Returns how many sites must survive: two thirds always, whatever less a study asks for."""
-    return max(-(-2 * n_sites // 3), 3, n_min)
+    return max(_threshold(n_sites), 3, n_min)
+
+
+def _threshold(n_sites: int) -> int:
+    return -(-2 * n_sites // 3)  # of secagg/session.py, which this package may not import
 
 
 def _study(study: Study, spec: DistributedPrivacy, charged: list[DistributedEvent]) -> dict[str, Any]:
@@ -167,7 +173,7 @@ def _with_patients(study: Study, spec: DistributedPrivacy, factor: float) -> Num
 def _federations(spec: DistributedPrivacy, n_sites: int) -> list[tuple[int, int]]:
     """Returns the study's own (n_min, n_colluding) and others that could be had, in order."""
     least = {spec.n_min, quorum(n_sites, 1), n_sites}
-    colluding = {spec.n_colluding, 1, 2 * spec.n_colluding, colluders_withstood(n_sites, 1)}
+    colluding = {spec.n_colluding, 1, 2 * spec.n_colluding, colluders_withstood(n_sites, spec.n_min)}
     return sorted((n_min, t) for n_min in least for t in colluding if 1 <= t < n_min)
 
 

@@ -35,6 +35,12 @@ def _study(found: Row) -> Iterator[RenderableType]:
     yield facts(_in_all(found) if found["mode"] == "distributed" else _in_one_hospital(found))
     sides = _sides_of_sums(found) if found["mode"] == "distributed" else _sides(found)
     yield table("epsilon, from every side", sides)
+    if found["mode"] == "distributed" and found["n_colluding"] > found["colluders_withstood"]:
+        yield Text(
+            f"\nA coordinator that breaks the protocol, with {found['colluders_withstood'] + 1} hospitals or more, can "
+            "unmask one hospital. The figure is against no such coordinator; the one if all others collude is.",
+            style="bold red",
+        )
 
 
 def _in_one_hospital(found: Row) -> Row:

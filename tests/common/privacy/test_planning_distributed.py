@@ -103,13 +103,26 @@ def test_the_studys_own_numbers_are_among_the_others() -> None:
 
 @pytest.mark.parametrize("n_sites", range(3, 51))
 def test_colluders_that_are_withstood_cannot_sign_for_two_sets_of_survivors(n_sites: int) -> None:
-    threshold, least = threshold_of(n_sites), quorum(n_sites, 1)
-    assert least == max(threshold, 3)
-    withstood = colluders_withstood(n_sites, least)
-    # Every honest site signs for one set; those that collude sign for both.
-    assert 2 * threshold > n_sites + withstood or least == n_sites
-    assert 2 * threshold <= n_sites + withstood + 1 or least == n_sites
-    assert colluders_withstood(n_sites, n_sites) == n_sites - 1
+    for n_min in {3, quorum(n_sites, 1), n_sites}:
+        withstood = colluders_withstood(n_sites, n_min)
+        broken = {n for n in range(n_min, n_sites + 1) if is_unmasked(n, n_min, withstood + 1)}
+        assert not any(is_unmasked(n, n_min, withstood) for n in range(n_min, n_sites + 1))
+        assert broken or withstood == n_sites - 1
+
+
+def is_unmasked(n_invited: int, n_min: int, n_colluding: int) -> bool:
+    """Two sets of survivors, each signed by enough: every honest site signs one of them, the others both."""
+    threshold = threshold_of(n_invited)
+    assert quorum(n_invited, n_min) == max(threshold, 3, n_min)
+    two_sets = quorum(n_invited, n_min) < n_invited
+    return two_sets and 2 * (threshold - n_colluding) <= n_invited - n_colluding
+
+
+def test_colluders_beyond_what_masks_withstand_are_pointed_out() -> None:
+    warned = "can unmask one hospital"
+    bold = a_distributed_study(n_colluding=4)
+    assert not any(warned in str(line) for line in plan_lines("study", PLAN["study"]))
+    assert any(warned in str(line) for line in plan_lines("study", dict(tables(bold))["study"]))
 
 
 def test_an_infinite_figure_is_planned_and_not_refused() -> None:
