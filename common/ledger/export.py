@@ -1,9 +1,10 @@
 """One folder for the auditor: the ledger, its policy and keys, checkpoints, and the program that checks them.
 
-    ledger.jsonl  head  policy.json  public-keys.txt  seen/*.txt  verify_ledger.py  README.txt  [digest-key]
+    ledger.jsonl  head  policy.json  public-keys.txt  seen/*.txt  *.py  README.txt  [digest-key]
 
 Guarantees:
-  - The folder needs nothing of this project: `verify_ledger.py` is one file over dp-accounting and cryptography.
+  - The folder needs nothing of this project: `verify_ledger.py` is one file over dp-accounting and cryptography, and
+    `distributed_bound.py`, which it needs for a ledger with sums over sites, one over Python alone.
   - The digest key, which opens the HMACs of manifests and releases, goes along only where that is asked for.
   - A ledger that does not verify is exported as it is: an auditor must be able to see it.
 """
@@ -20,7 +21,7 @@ from sottovoce.common.ledger.reader import LineRefused, Reader, lines_of
 from sottovoce.common.ledger.reading import read_ledger
 from sottovoce.common.ledger.store import HEAD_FILE, LEDGER_FILE
 
-VERIFIER = "verify_ledger.py"
+VERIFIER, BOUND = "verify_ledger.py", "distributed_bound.py"
 
 _README = """\
 The privacy ledger of one site, and the program that checks it. No network is needed.
@@ -30,7 +31,8 @@ The privacy ledger of one site, and the program that checks it. No network is ne
 
 KEY: the site's first public key, as you got it by another way than this folder.
 The file public-keys.txt says which keys the ledger itself names; it vouches for nothing.
-Read verify_ledger.py before you run it: it is one file, and an hour is enough.
+Read verify_ledger.py before you run it: it is one file, and an hour is enough. For charges of mode
+`distributed` it loads distributed_bound.py, 150 lines more.
 """
 
 
@@ -45,7 +47,8 @@ def export(
     found = read_ledger(ledger_folder)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise LedgerError(f"{out}: expected a new or empty folder.")
-    files = {LEDGER_FILE: found.ledger, "README.txt": _README.encode(), VERIFIER: verifier_text()}
+    files = {LEDGER_FILE: found.ledger, "README.txt": _README.encode()}
+    files |= {name: program_text(name) for name in (VERIFIER, BOUND)}
     if found.head is not None:
         files[HEAD_FILE] = found.head.encode(errors="surrogateescape")
     files |= _facts(found.ledger)
@@ -75,13 +78,13 @@ def extract(ledger_folder: Path, out: Path) -> None:
         (out / name).write_bytes(data)
 
 
-def verifier_text() -> bytes:
-    """Returns the auditor's program: beside this file in an installed package, below deploy/ in a checkout."""
+def program_text(name: str) -> bytes:
+    """Returns a file of the auditor's: beside this file in an installed package, below deploy/ in a checkout."""
     here = Path(__file__).resolve()
-    for path in (here.with_name(VERIFIER), here.parents[2] / "deploy" / "auditor" / VERIFIER):
+    for path in (here.with_name(name), here.parents[2] / "deploy" / "auditor" / name):
         if path.is_file():
             return path.read_bytes()
-    raise LedgerError(f"Expected {VERIFIER} in this installation; it is missing. Install sottovoce again.")
+    raise LedgerError(f"Expected {name} in this installation; it is missing. Install sottovoce again.")
 
 
 def _facts(ledger: bytes) -> dict[str, bytes]:

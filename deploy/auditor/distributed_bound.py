@@ -49,6 +49,13 @@ def lost(charges, n_sites=1):
     return total
 
 
+def spent(charges, a, kept):
+    """The divergence of all charges at an order, if what they concede is within what was kept for it."""
+    if lost(charges) > kept * (1 + 1e-9):
+        return math.inf
+    return float(sum((charge["steps"] * step(charge, a) for charge in charges), Decimal(0)))
+
+
 def beside(charges, delta, most_sites):
     """What else a reader should know of a study: lines of text."""
     n_others = min(charge["n_min"] for charge in charges) - 1

@@ -1,9 +1,9 @@
-"""Checks a site's privacy ledger and computes every figure again. One file, no network, nothing of Sottovoce.
+"""Checks a site's privacy ledger and computes every figure again. No network, nothing of Sottovoce.
 
     python verify_ledger.py FOLDER --public-key KEY [--seen CHECKPOINT ...] [--grid 1e-5]
 
-It needs dp-accounting and cryptography. FOLDER: what `sottovoce ledger export` wrote. KEY: the site's first
-public key, which must reach you by another way. CHECKPOINT: files that others kept. Steps, for each line 1 to 5:
+It needs dp-accounting and cryptography; for sums over sites, distributed_bound.py too. FOLDER: of `ledger export`. KEY:
+the site's first public key, got by another way. CHECKPOINT: files that others kept. Steps, for each line 1 to 5:
   1 form       every line is {"entry":…,"signature":"…"}; the entry is JSON in one encoding
   2 chain      entry i calls itself i, and names the hash of entry i-1
   3 time       never before the entry before
@@ -26,18 +26,22 @@ import json
 import math
 import re
 import sys
+from collections import Counter
+from importlib import import_module
 from pathlib import Path
 
-import numpy
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from scipy.special import logsumexp
+from scipy.stats import binom
 
 # What a named person does not sign of an approval: it is computed from the rest, or is the signature.
 UNSIGNED = {"kind", "decided_by", "epsilon", "domain_epsilon", "accountant", "public_key", "signature"}
+sys.path.append(str((OTHER := Path(__file__).with_name("distributed_bound.py")).parent))  # for sums over sites
 ORDERS = [*range(2, 65), *range(68, 129, 4), 160, 192, 256, 384, 512]
+SUM = "poisson_discrete_gaussian_sum"
 LINE = re.compile(rb'\{"entry":(.*),"signature":"([0-9a-f]{128})"\}\n')
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
-add_logs = numpy.logaddexp.reduce  # log of the sum of what these are logs of
 
 
 class Wrong(Exception):
@@ -61,15 +65,12 @@ def signed(key_hex, signature, message):
     return True
 
 
-def add_leaf(tree, leaf_hash):
-    """Grows a Merkle tree, kept as its full subtrees from left to right: (number of leaves, root)."""
+def grow(tree, leaf_hash):
+    """Adds a leaf to a Merkle tree, kept as its full subtrees (number of leaves, root); returns the whole's root."""
     tree.append((1, leaf_hash))
     while len(tree) > 1 and tree[-1][0] == tree[-2][0]:
         (n, right), (_, left) = tree.pop(), tree.pop()
         tree.append((2 * n, hashlib.sha256(b"\x01" + left + right).digest()))
-
-
-def root_of(tree):
     root = tree[-1][1]
     for _, left in reversed(tree[:-1]):
         root = hashlib.sha256(b"\x01" + left + root).digest()
@@ -95,15 +96,14 @@ def read_line(line):
     """Returns an entry, its bytes and its signature."""
     found = LINE.fullmatch(line)
     rule(found, "the line is not of the one form", 1)
-    leaf, signature = found[1], bytes.fromhex(found[2].decode())
     try:
-        entry = json.loads(leaf.decode("ascii"))
+        entry = json.loads(found[1].decode("ascii"))
         known = {"label", "index", "previous", "time", "body"} <= entry.keys() and type(entry["time"]) is str
         known &= entry["label"] == "sottovoce/ledger/1" and hasattr(Account, f"on_{entry['body']['kind']}")
-        rule(known and canonical(entry).encode() == leaf, "unknown version, kind of entry or encoding", 1)
+        rule(known and canonical(entry).encode() == found[1], "unknown version, kind of entry or encoding", 1)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise Wrong(1, "the entry is not JSON in ASCII") from None
-    return entry, leaf, signature
+    return entry, found[1], bytes.fromhex(found[2].decode())
 
 
 class Account:
@@ -149,7 +149,8 @@ class Account:
         same = all(body[constant] == self.terms[name][constant] for constant in constants)
         rule(same and name not in self.domains, "a domain opens once, as the policy in force states it")
         small = delta < body["n_patients"] ** -1.1 and (delta <= 1e-5 or body["small_population"])
-        rule(small, "the domain's delta is too large for its patients")
+        small &= body.get("conceded_delta", 0.0) < delta
+        rule(small, "the domain's delta is too large for its patients, or all of it is kept for losses")
         start = {"cap": body["epsilon_cap"], "grants": [], "withdrawals": 0, "promised": 0.0, "closed": False}
         self.domains[name] = {**body, **start}
 
@@ -169,8 +170,7 @@ class Account:
     def on_approval(self, index, body):
         domain, policy, private = self.domains[body["domain"]], self.policy, body["mode"] != "none"
         secret = private and body["noise"] == "secret"
-        listed = body["study"] in policy["studies"] and not domain["closed"]
-        rule(listed, "the policy does not list this study, or the domain is closed")
+        rule(body["study"] in policy["studies"] and not domain["closed"], "unlisted study or closed domain")
         approver = {"name": body["person"], "public_key": body["public_key"]}
         rule(approver in policy["approvers"], "the policy does not name this person with this key")
         named = body.get("purpose_reference", "").startswith(("medical:", "safety:"))
@@ -179,8 +179,8 @@ class Account:
         rule(body["sites_per_patient"] <= policy["max_sites_per_patient"], "too many sites per patient")
         rule(body["mode"] in policy["modes"] and (secret or policy["allow_non_private"]), "mode not allowed")
         repeat = sum(grant["study"] == body["study"] for grant in self.grants.values())
-        text = canonical({field: body[field] for field in body.keys() - UNSIGNED})
-        message = f"sottovoce/approval/1\n{self.instance}\n{text}\n".encode()
+        terms = canonical({field: body[field] for field in body.keys() - UNSIGNED})
+        message = f"sottovoce/approval/1\n{self.instance}\n{terms}\n".encode()
         proof = signed(body["public_key"], bytes.fromhex(body["signature"]), message)
         rule(proof and body["repeat"] == repeat, "not signed by its person, for this run of the study")
         rule(private or not body["charges"], "mode 'none' has no figures")
@@ -198,8 +198,13 @@ class Account:
         own = body["delta"] <= domain["delta"] and body["epsilon"] <= self.policy["max_epsilon_per_study"]
         rule(own, "the study's delta or epsilon is above what the policy allows")
         rule(body["domain_epsilon"] <= domain["cap"], "the domain's cap is exceeded")
-        deciders = ("rdp_filter",) if domain["grants"] else ("rdp_filter", "pld")
-        rule(body["decided_by"] in deciders and "accountant" in body, "PLD decides for a first study only")
+        sums, least = merged(body["charges"])[1], self.policy.get("min_sites", 3)
+        rule(len(sums) == (len(names) if body["mode"] == "distributed" else 0), "charges of another mode")
+        rule(OTHER.is_file() or not sums, f"{OTHER.name} is not beside this file: sums over sites need it")
+        rule(all(c["n_min"] >= max(least, c["n_colluding"] + 1) for c in sums), "sums over too few sites")
+        rule(all(c["variance_denominator"] <= 2 * c["variance_numerator"] for c in sums), "too little noise")
+        deciders = ("rdp_filter",) if domain["grants"] else ("rdp_filter", "rdp" if sums else "pld")
+        rule(body["decided_by"] in deciders and "accountant" in body, "the filter decides later studies")
         rule(domain["cap"] == self.terms[body["domain"]]["epsilon_cap"], "the policy states another cap")
         bare = secret and not all(self.grants[grant]["secret"] for grant in domain["grants"])
         rule(not bare, "the domain had releases without secret noise")
@@ -243,90 +248,86 @@ class Account:
     def charges(self, domain, spent_only):
         """Everything that a domain has promised; or everything reserved for releases so far."""
         for grant in (self.grants[index] for index in self.domains[domain]["grants"]):
-            early = spent_only or (grant["closed"] and grant["decided_by"] != "pld")
+            early = spent_only or (grant["closed"] and grant["decided_by"] == "rdp_filter")
             for charge in grant["charges"]:
                 yield {**charge, "steps": grant["drawn"].get(charge["what"], 0) if early else charge["steps"]}
 
 
 def merged(charges):
-    """Equal mechanisms added up: (patients, q, cap or 0, records of a patient, noise), steps."""
+    """Equal draws added up, (patients, q, cap or 0, records of a patient, noise), steps; and sums over sites."""
     names = ("n_patients", "sampling_prob", "cap", "records_per_patient", "noise_multiplier")
-    steps = {}
-    for charge in charges:
-        key = tuple(charge.get(name, 0) for name in names)
-        steps[key] = steps.get(key, 0) + charge["steps"]
-    return sorted(item for item in steps.items() if item[1])
-
-
-def log_binomial(n, p):
-    """log P(k of n), for every k."""
-    if p == 1:
-        return [-math.inf] * n + [0.0]
-    choose = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(n + 1)]
-    return [c + k * math.log(p) + (n - k) * math.log1p(-p) for k, c in enumerate(choose)]
+    draws, sums = Counter(), [one for one in charges if one["mechanism"] == SUM and one["steps"]]
+    for one in (charge for charge in charges if charge["mechanism"] != SUM):
+        draws[tuple(one.get(name, 0) for name in names)] += one["steps"]
+    return sorted((+draws).items()), sums
 
 
 def crowded(n, q, cap, m):
     """P(the others' records leave less room under the cap than one patient needs), at most."""
-    others, room = (n - 1) * m, cap - m
-    if not cap or room >= others:
-        return 0.0
-    return 1.0 if room < 0 else min(1.0, math.exp(add_logs(log_binomial(others, q)[room + 1 :])))
+    return float(binom.sf(cap - m, (n - 1) * m, q)) if cap else 0.0
 
 
-def pld_epsilon(charges, delta, grid):
+def epsilon_of(charges, delta, grid):
     """Privacy loss distributions. A crowded draw is conceded to delta where that is cheap, or costs double."""
+    draws, sums = merged(charges)
+    if sums:  # there is no such distribution: the least Renyi bound of any order
+        return import_module(OTHER.stem).epsilon(sums, delta, others=lambda a: divergence(draws, a))
     from dp_accounting import NeighboringRelation as Relation
     from dp_accounting.pld import privacy_loss_distribution as pld
 
-    def gaussian(noise, q, relation):
-        return pld.from_gaussian_mechanism(noise, 1, True, grid, -50, q, True, relation)
-
-    parts = merged(charges)
-    conceded = math.fsum(steps * crowded(*key[:4]) for key, steps in parts)
-    mixes = conceded > 1e-4 * delta and all(key[3] == 1 for key, _ in parts)
+    conceded = math.fsum(steps * crowded(*key[:4]) for key, steps in draws)
+    mixes = conceded > 1e-4 * delta and all(key[3] == 1 for key, _ in draws)
     left = delta if mixes else delta - conceded
     total = pld.identity(grid)
-    for (n, q, cap, m, noise), steps in parts if left > 0 else []:
-        one, full = gaussian(noise, q, Relation.ADD_OR_REMOVE_ONE), crowded(n, q, cap, m)
+    for (n, q, cap, m, noise), steps in draws if left > 0 else []:
+        one, full = pld.from_gaussian_mechanism(noise, 1, True, grid, -50, q), crowded(n, q, cap, m)
         if m > 1:  # several records of one patient: how many are drawn is binomial
-            odds = [math.exp(odd) for odd in log_binomial(m, q)]
+            odds = binom.pmf(range(m + 1), m, q)
             one = pld.from_mixture_gaussian_mechanism(noise, range(m + 1), odds, True, grid)
         elif mixes and full:  # one patient displaces another: twice the sensitivity, and a replacement
-            one = gaussian(noise / 2, q, Relation.REPLACE_ONE).compute_mixture(one, full)
+            new = pld.from_gaussian_mechanism(noise / 2, 1, True, grid, -50, q, True, Relation.REPLACE_ONE)
+            one = new.compute_mixture(one, full)
         total = total.compose(one.self_compose(steps))
     return total.get_epsilon_for_delta(left) if left > 0 else math.inf
 
 
-def filter_epsilon(charges, delta, opening_cap):
-    """The Renyi filter across studies (Mironov et al. 2019), at one order, fixed by how the domain was opened."""
+def divergence(draws, a):
+    """Renyi's, of all draws at an order (Mironov et al. 2019); a crowded one has twice the sensitivity."""
 
-    def log_moment(noise, q, m):
-        if m > 1:  # a bound: convexity over how many records are drawn
-            c = a * (a - 1) / 2 / noise**2
-            return add_logs([w + c * k * k for k, w in enumerate(log_binomial(m, q))])
-        return add_logs([w + k * (k - 1) / 2 / noise**2 for k, w in enumerate(log_binomial(a, q))])
+    def log_moment(noise, q, m):  # of several records a bound: convexity over how many are drawn
+        n, cost = (a, lambda k: k * (k - 1)) if m == 1 else (m, lambda k: a * (a - 1) * k * k)
+        return logsumexp([w + cost(k) / 2 / noise**2 for k, w in enumerate(binom.logpmf(range(n + 1), n, q))])
 
-    price = {a: math.log1p(-1 / a) - math.log(delta * a) / (a - 1) for a in ORDERS}
-    a = max(ORDERS, key=lambda a: (opening_cap - price[a]) / a)  # not the order that flatters at the end
-    total, parts = 0.0, merged(charges)
-    for (n, q, cap, m, noise), steps in parts:
+    total = 0.0
+    for (n, q, cap, m, noise), steps in draws:
         full = crowded(n, q, cap, m)
         terms = [math.log(p) + log_moment(s, q, m) for p, s in ((full, noise / 2), (1 - full, noise)) if p]
-        total += steps * add_logs(terms) / (a - 1)
-    return max(0.0, total + price[a]) if parts else 0.0
+        total += steps * logsumexp(terms) / (a - 1)
+    return float(total)
+
+
+def filter_epsilon(charges, opened):
+    """The Renyi filter across studies: how a domain opened fixes its order, and what sums may take off delta."""
+    delta, kept = opened["delta"], opened.get("conceded_delta", 0.0)
+    price = {a: math.log1p(-1 / a) - math.log(delta * a) / (a - 1) for a in ORDERS}
+    a = max(ORDERS, key=lambda a: (opened["epsilon_cap"] - price[a]) / a)  # not what flatters at the end
+    draws, sums = merged(charges)
+    total = divergence(draws, a) + (import_module(OTHER.stem).spent(sums, a, kept) if sums else 0.0)
+    return max(0.0, total + price[a] - math.log1p(-kept / delta) / (a - 1)) if total else 0.0
 
 
 def figures(index, body, domain, grid):
     """Step 10 for one approval: the study's own epsilon, and the one that decided. Yields what is wrong."""
-    found = {"epsilon": pld_epsilon(body["charges"], body["delta"], grid)}
-    together, by_pld = [*domain["before"], *body["charges"]], body["decided_by"] == "pld"
-    how = (pld_epsilon, grid) if by_pld else (filter_epsilon, domain["epsilon_cap"])
-    found["domain_epsilon"] = how[0](together, domain["delta"], how[1])
+    together, by_filter = [*domain["before"], *body["charges"]], body["decided_by"] == "rdp_filter"
+    ours = filter_epsilon(together, domain) if by_filter else epsilon_of(together, domain["delta"], grid)
+    found = {"epsilon": epsilon_of(body["charges"], body["delta"], grid), "domain_epsilon": ours}
     for name, value in found.items():
         print(f"entry {index}: {name} recorded {body[name]:.6f}, computed {value:.6f}")
         if not -1e-9 <= body[name] - value <= 1e-3:
             yield 10, f"entry {index}", f"{name} is recorded as {body[name]}, and is {value}"
+    if sums := merged(body["charges"])[1]:
+        lines = import_module(OTHER.stem).beside(sums, body["delta"], body["sites_per_patient"])
+        print(*(f"entry {index}: {line}" for line in lines), sep="\n")
 
 
 def contained(step, where, text, lines):
@@ -336,8 +337,8 @@ def contained(step, where, text, lines):
         if size > len(lines):
             return [(step, f"entry {len(lines)}", f"{where} has {size} entries, and the ledger {len(lines)}")]
         signer, note = lines[size - 1]
-        good = text.startswith(note) and signed(signer, signature, note.encode())
-        good &= step == 8 or size == len(lines)
+        whole = (step == 8 or size == len(lines)) and text.startswith(note)
+        good = whole and signed(signer, signature, note.encode())
     except (ValueError, IndexError):
         good = False
     return [] if good else [(step, where, "not a checkpoint of this ledger: changed, forged, or rewritten")]
@@ -350,12 +351,11 @@ def judge(ledger, head, seen, policy, public_key, grid):
         try:
             entry, leaf, signature = read_line(line)  # 1
             body, time, signer = entry["body"], entry["time"], account.key or entry["body"].get("public_key")
-            chained = (entry["index"], entry["previous"]) == (index, previous)
-            rule(chained, "not the next entry of this chain", 2)
+            rule((entry["index"], entry["previous"]) == (index, previous), "not the next of this chain", 2)
             rule(TIME.fullmatch(time) and time >= last_time, "no time, or it goes back", 3)
             account.take(index, body)  # 4
-            add_leaf(tree, leaf_hash := hashlib.sha256(b"\x00" + leaf).digest())
-            note = note_body(account.instance, index + 1, root_of(tree))
+            leaf_hash = hashlib.sha256(b"\x00" + leaf).digest()
+            note = note_body(account.instance, index + 1, grow(tree, leaf_hash))
             rule(signed(signer, signature, note.encode()), "not signed by the site's key in force", 5)
         except Wrong as wrong:
             return account, [(wrong.args[0], f"entry {index}", wrong.args[1])]
@@ -385,7 +385,7 @@ def main():
     ledger = (args.folder / "ledger.jsonl").read_bytes()
     account, findings = judge(ledger, head or "", seen, policy, args.public_key, args.grid)
     for name, domain in account.domains.items() if args.grid else ():
-        spent = pld_epsilon(account.charges(name, True), domain["delta"], args.grid)
+        spent = epsilon_of(account.charges(name, True), domain["delta"], args.grid)
         print(f"domain {name}: epsilon {spent:.6f} spent at delta {domain['delta']}, cap {domain['cap']}")
     for _, index, *texts in sorted(account.attention):
         print(f"LOOK AT entry {index}:", *texts)

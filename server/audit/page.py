@@ -8,7 +8,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from sottovoce.common.ledger.export import verifier_text
+from sottovoce.common.ledger.export import VERIFIER, program_text
 from sottovoce.common.ledger.verify import STEPS
 from sottovoce.common.privacy_specs import USUAL_DELTA
 from sottovoce.server.audit import drawing, words
@@ -35,7 +35,7 @@ def render(audit: Audit) -> str:
         worst=grouped[0][0] if grouped else None,
         css=Markup(css),  # ours, with nothing of a file in it
         css_sha256=base64.b64encode(hashlib.sha256(css.encode()).digest()).decode(),
-        verifier_sha256=hashlib.sha256(verifier_text()).hexdigest(),
+        verifier_sha256=hashlib.sha256(program_text(VERIFIER)).hexdigest(),
     )
 
 

@@ -321,7 +321,7 @@ def _gap(pool: Pool, seed: int) -> tuple[float, float, float]:
     charges, delta = random_charges(seed, pool)
     ours = PldAccountant().epsilon(charges, delta)
     tables = [{**vars(charge), "cap": 0} for charge in charges]
-    theirs: float = _auditor().pld_epsilon(tables, delta, FINE_GRID)
+    theirs: float = _auditor().epsilon_of(tables, delta, FINE_GRID)
     return ours - theirs, theirs, theirs
 
 

@@ -15,7 +15,7 @@ from sottovoce.common.errors import KeyFileError, LedgerError
 from sottovoce.common.keys import DigestKey, SigningKey, load_keys, new_keys, verified
 from sottovoce.common.ledger.checkpoint import Checkpoint, parse, sign
 from sottovoce.common.ledger.entries import AccountedBy, AnyCharge, Approval, Charge, Recovery, Withdrawal
-from sottovoce.common.ledger.export import export, verifier_text
+from sottovoce.common.ledger.export import BOUND, VERIFIER, export, program_text
 from sottovoce.common.ledger.outbox import Outbox
 from sottovoce.common.ledger.recompute import recompute
 from sottovoce.common.ledger.show import show
@@ -229,9 +229,10 @@ def test_an_export_needs_nothing_of_ours_and_keeps_the_digest_key_back(tmp_path:
     note = disk.names[HEAD_FILE].data.decode()
     out = export(ledger, tmp_path / "out", seen=[note])
     assert set(out["files"]) == {
-        "ledger.jsonl", "head", "policy.json", "public-keys.txt", "seen/000.txt", "verify_ledger.py", "README.txt",
+        "ledger.jsonl", "head", "policy.json", "public-keys.txt", "seen/000.txt", VERIFIER, BOUND, "README.txt",
     }  # fmt: skip
-    assert (tmp_path / "out" / "verify_ledger.py").read_bytes() == verifier_text()
+    for name in (VERIFIER, BOUND):
+        assert (tmp_path / "out" / name).read_bytes() == program_text(name)
     with pytest.raises(LedgerError, match="empty folder"):
         export(ledger, tmp_path / "out")
     opened = export(ledger, tmp_path / "opened", digest_key=hospital().digest_key)
