@@ -131,7 +131,9 @@ reason = "first policy"
 # whatever stands here, unless the study names a medical or safety reference (EU AI Act, article 5(1)(f)).
 studies = []
 purposes = ["medical"]
-modes = ["local"]                # every number is private before it leaves this site
+modes = ["local"]                # every number is private before it leaves this site. "distributed": only sums over
+                                 # several sites are, and nothing but such sums can be seen (secure sums)
+min_sites = 3                    # of mode "distributed": over how many sites a sum must be at least
 
 max_epsilon_per_study = 8.0      # of one approval; the cap of a domain holds for all of them together
 max_sites_per_patient = 1        # a patient in k sites gives away k times

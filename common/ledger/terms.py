@@ -6,6 +6,7 @@ before it trains and the auditor years later ask the same question of the same t
 Guarantees:
   - `refusals` names every term that an approval breaks; an empty list is an agreement.
   - Mode `none` and seeded noise are refused unless `allow_non_private` says otherwise.
+  - A sum over fewer hospitals than `min_sites` is refused.
   - The purposes workplace and education are refused unless the study names a medical or a safety reference
     (EU AI Act, article 5(1)(f)), whatever the list of purposes says.
 """
@@ -20,6 +21,7 @@ from sottovoce.common.ledger.entries import (
     Count,
     Delta,
     Digest,
+    DistributedCharge,
     Mode,
     Name,
     Positive,
@@ -30,6 +32,7 @@ from sottovoce.common.ledger.entries import (
 BANNED_PURPOSES = ("workplace", "education")
 REFERENCES = ("medical:", "safety:")
 MAX_DELTA = 1e-5
+MIN_SITES = 3  # of a sum: with two, each knows the other's part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,11 @@ class DomainTerms:
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """One version of a site's policy."""
+    """One version of a site's policy.
+
+    `min_sites` is the smallest number of hospitals that a sum may be over in mode `distributed` (`n_min`); 3 where
+    the policy says nothing. It is None then, so that the canonical text of an older policy stays what it was.
+    """
 
     format: Literal[1]
     site: Name
@@ -68,6 +75,12 @@ class Policy:
     modes: tuple[Mode, ...] = ("local",)
     max_sites_per_patient: Annotated[int, Interval(1, 100)] = 1
     allow_non_private: bool = False
+    min_sites: Annotated[int, Interval(3, 50)] | None = None
+
+    @property
+    def least_n_min(self) -> int:
+        """The smallest `n_min` that this site accepts."""
+        return MIN_SITES if self.min_sites is None else self.min_sites
 
     def domain(self, name: str) -> DomainTerms | None:
         """Returns the terms of a domain, if the policy has it."""
@@ -143,6 +156,11 @@ def _privacy_refusals(policy: Policy, approval: Approval) -> list[str]:
     if not policy.allow_non_private and (approval.mode == "none" or approval.noise == "seeded"):
         what = "mode 'none'" if approval.mode == "none" else "seeded noise"
         problems.append(f"mode: {what} is not private; expected a policy with allow_non_private = true.")
+    fewest = [charge.n_min for charge in approval.charges if isinstance(charge, DistributedCharge)]
+    if fewest and min(fewest) < policy.least_n_min:
+        problems.append(
+            f"n_min: expected sums over at least {policy.least_n_min} hospitals (min_sites); came {min(fewest)}."
+        )
     if approval.epsilon is not None and approval.epsilon > policy.max_epsilon_per_study:
         problems.append(
             f"epsilon: expected at most {policy.max_epsilon_per_study:g} for a study; came {approval.epsilon:.4f}."

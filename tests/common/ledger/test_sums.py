@@ -173,6 +173,23 @@ def test_a_mode_whose_mechanism_is_another_is_refused(mode: str, charge: AnyChar
 
 
 @pytest.mark.parametrize(
+    ("least", "n_min", "fits"), [(None, 3, True), (None, 2, False), (6, 5, False), (5, 5, True)]
+)
+def test_a_sum_over_fewer_hospitals_than_the_policy_accepts_is_refused(
+    least: int | None, n_min: int, fits: bool
+) -> None:
+    answer = Site(min_sites=least).ask(sums_of(1, 8.0, n_min=n_min, n_colluding=1))
+    assert isinstance(answer, Granted) == fits
+    if isinstance(answer, Denied):
+        assert f"n_min: expected sums over at least {least or 3} hospitals" in answer.reason
+
+
+def test_a_policy_without_min_sites_has_the_text_it_always_had() -> None:
+    assert "min_sites" not in canonical(hospital().policy())
+    assert '"min_sites":4' in canonical(hospital().policy(min_sites=4))
+
+
+@pytest.mark.parametrize(
     "numbers", [{"n_colluding": 5}, {"variance_numerator": 1, "variance_denominator": 3}]
 )
 def test_numbers_that_no_sum_can_have_are_refused_by_the_rules(numbers: dict[str, int]) -> None:
