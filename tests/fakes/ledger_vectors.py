@@ -22,7 +22,7 @@ from sottovoce.common.ledger.store import HEAD_FILE, LEDGER_FILE
 from sottovoce.common.ledger.verify import entries_of
 from sottovoce.common.privacy.budget import Budget, Granted
 from tests.fakes.faulty_disk import FaultyDisk, FaultyFolder
-from tests.fakes.ledgers import ACCOUNTANT, charge_of, hospital, lived_in, reserve
+from tests.fakes.ledgers import ACCOUNTANT, charge_of, hospital, lived_in, lived_with_sums, reserve
 
 FOLDER = Path(__file__).parents[1] / "vectors" / "ledger"
 Change = Callable[[Entry], Entry]
@@ -87,7 +87,7 @@ def _vectors() -> dict[str, tuple[dict[str, Any], list[list[Any]]]]:
         "public_key": hospital().key.public_hex,
         "policy": policies[-1],
     }
-    vectors: dict[str, tuple[dict[str, Any], list[list[Any]]]] = {"good": (base, [])}
+    vectors: dict[str, tuple[dict[str, Any], list[list[Any]]]] = {"good": (base, []), **_with_sums()}
 
     def add(name: str, findings: list[list[Any]], **parts: Any) -> None:
         vectors[name] = ({**base, **parts}, findings)
@@ -163,6 +163,48 @@ def _vectors() -> dict[str, tuple[dict[str, Any], list[list[Any]]]]:
     add("8-seen-of-another-ledger", [[8, "checkpoint 0"]], seen=[head.replace("ledger/", "ledger/0")])
     add("9-policy-of-an-older-version", [[9, "policy"]], policy=policies[0])
     return vectors
+
+
+def _with_sums() -> dict[str, tuple[dict[str, Any], list[list[Any]]]]:
+    """A ledger with sums over sites, and what none may have; the forger has persuaded the approver to sign."""
+    disk = lived_with_sums()
+    entries = entries_of(disk.names[LEDGER_FILE].data)
+    kinds = [entry.body.kind for entry in entries]
+    policy, opening, approval = (
+        entries[kinds.index(kind)].body for kind in ("policy", "domain_opened", "approval")
+    )
+    update, counts = approval.charges  # type: ignore[union-attr]
+    good = {"public_key": hospital().key.public_hex, "policy": policy.text, "seen": []}  # type: ignore[union-attr]
+
+    def told(at: Body, **changes: Any) -> dict[str, Any]:
+        """The entry is changed, signed by its person and by the site."""
+        body: Any = replace(at, **changes)
+        if body.kind == "approval":
+            signature = hospital().approver.sign(approval_statement(entries[0].body.instance, body)).hex()  # type: ignore[union-attr]
+            body = replace(body, signature=signature)
+        changed = [replace(entry, body=body) if entry.body is at else entry for entry in entries]
+        ledger, head = forged(changed)
+        return {**good, "ledger": ledger.decode(), "head": head}
+
+    def with_update(**numbers: Any) -> dict[str, Any]:
+        return told(approval, charges=(replace(update, **numbers), counts))
+
+    at, opened = [4, f"entry {kinds.index('approval')}"], [4, f"entry {kinds.index('domain_opened')}"]
+    return {
+        "good-sums": (told(approval), []),
+        "4-sums-over-fewer-sites-than-the-policy-accepts": (with_update(n_min=3), [at]),
+        "4-sums-whose-sites-all-collude": (with_update(n_colluding=5), [at]),
+        "4-sums-with-shares-of-too-little-noise": (
+            with_update(variance_numerator=1, variance_denominator=3),
+            [at],
+        ),
+        "4-sums-of-other-patients": (with_update(n_patients=1999), [at]),
+        "4-sums-in-mode-local": (told(approval, mode="local"), [at]),
+        "4-sums-beside-draws-of-one-site": (told(approval, charges=(update, charge_of())), [at]),
+        "4-sums-decided-by-pld": (told(approval, decided_by="pld"), [at]),
+        "4-sums-over-the-cap": (told(approval, domain_epsilon=3.5), [at]),
+        "4-sums-for-which-all-of-delta-is-kept": (told(opening, conceded_delta=1e-5), [opened]),
+    }
 
 
 def _flip(lines: list[bytes], number: int, position: int) -> bytes:

@@ -167,3 +167,27 @@ def lived_in(disk: FaultyDisk | None = None, *, rounds: int = 3) -> FaultyDisk:
         reserve(budget, granted.grant, "run/last", round=rounds, withdrawals_honoured=1)
         budget.commit("run/last", b"update last")
     return disk
+
+
+def lived_with_sums(disk: FaultyDisk | None = None) -> FaultyDisk:
+    """Returns a disk with a ledger of a study of mode `distributed`, one sum of which never came, then a local one."""
+    at = hospital()
+    disk = disk or FaultyDisk(draw=random.Random(1))
+    policy = at.policy(modes=("local", "distributed"), max_sites_per_patient=2, min_sites=4)
+    with at.create(FaultyFolder(disk), policy=policy) as ledger:
+        budget = Budget(ledger, ACCOUNTANT)
+        counts = sums_of(1, 40.0, "evaluation_counts", sampling_prob=1.0, n_parameters=16)
+        asked = at.request(mode="distributed", charges=[sums_of(12, cap=700), counts], sites_per_patient=2)
+        granted = at.approve(budget, asked)
+        assert isinstance(granted, Granted), granted
+        for number in range(3):
+            reserve(budget, granted.grant, f"sum/{number}", steps=1, round=number)
+            if number == 1:
+                budget.burn(f"sum/{number}", "the sum never came")
+            else:
+                budget.commit(f"sum/{number}", b"masked %d" % number)
+        later = at.approve(budget, at.request(study=OTHER_STUDY, charges=[charge_of(4, 4.0)]))
+        assert isinstance(later, Granted), later
+        reserve(budget, later.grant, "run/0")
+        budget.commit("run/0", b"update")
+    return disk
