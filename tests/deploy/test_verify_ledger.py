@@ -3,23 +3,32 @@
 import ast
 import importlib.util
 import json
+import math
 import random
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from sottovoce.common.config import as_plain
+from sottovoce.common.ledger.entries import DomainOpened
 from sottovoce.common.ledger.export import export
+from sottovoce.common.ledger.rule import by_the_filter, merged, order_of
 from sottovoce.common.ledger.store import HEAD_FILE, LEDGER_FILE
+from sottovoce.common.ledger.verify import entries_of
 from sottovoce.common.privacy.accountant import Event, epsilon
 from sottovoce.common.privacy.filter import Draws, filter_epsilon, fixed_order
-from tests.fakes.ledgers import hospital, lived_in
+from tests.fakes.ledger_vectors import forged
+from tests.fakes.ledgers import ACCOUNTANT, charge_of, hospital, lived_in, lived_with_sums, sums_of
 
 ROOT = Path(__file__).parents[2]
 PATH = ROOT / "deploy" / "auditor" / "verify_ledger.py"
+BOUND_PATH = PATH.with_name("distributed_bound.py")
 VECTORS = sorted((ROOT / "tests" / "vectors" / "ledger").glob("*.json"))
 
 
@@ -138,6 +147,105 @@ def test_an_order_that_followed_a_raised_cap_is_found(cap_of_the_order: float, w
     body["epsilon"] = AUDITOR.epsilon_of(charges, 1e-5, 1e-3)
     raised = {"before": [], "delta": 1e-5, "epsilon_cap": 3.0, "cap": 8.0}
     assert len(list(AUDITOR.figures(9, body, raised, 1e-3))) == wrong
+
+
+# sums over sites
+
+
+def test_the_second_file_is_short_and_over_nothing_but_python() -> None:
+    text = BOUND_PATH.read_text()
+    assert len(text.splitlines()) <= 150
+    for node in ast.walk(ast.parse(text)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        assert {name.split(".")[0] for name in names} <= set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_its_figures_of_sums_are_ours_and_it_never_finds_more(seed: int) -> None:
+    draw = random.Random(seed)
+    charges: list[Any] = [
+        sums_of(
+            draw.randrange(1, 50),
+            draw.choice([1.0, 3.0, 8.0]),
+            sampling_prob=draw.choice([0.02, 0.3, 1.0]),
+            cap=draw.choice([None, 700, 1500]),
+            n_colluding=draw.randrange(5),
+            overflow_prob=draw.choice([0.0, 1e-13, 1e-9]),
+        )
+        for _ in range(draw.randrange(1, 4))
+    ]
+    if seed % 2:
+        charges.append(charge_of(draw.randrange(1, 9), 4.0))
+    tables = [as_plain(charge) for charge in charges]
+    if not seed % 2:  # of one mode, as every approval is
+        ours = ACCOUNTANT.epsilon(charges, 1e-5)
+        theirs = AUDITOR.epsilon_of(tables, 1e-5, 1e-3)
+        assert ours == theirs == math.inf or 0.0 <= ours - theirs <= 1e-3
+    opened: Any = {"delta": 1e-5, "epsilon_cap": draw.choice([1.0, 3.0, 8.0]), "conceded_delta": 1e-8}
+    entry = DomainOpened(
+        kind="domain_opened",
+        domain="intake",
+        n_patients=2000,
+        unit="patient",
+        adjacency="add_or_remove_one",
+        small_population=False,
+        **opened,
+    )
+    ours = by_the_filter(merged(charges), entry, order=order_of(entry))
+    theirs = AUDITOR.filter_epsilon(tables, opened)
+    assert ours == theirs == math.inf or ours == pytest.approx(theirs, rel=1e-12, abs=1e-9)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    disk, folder = lived_with_sums(), tmp_path_factory.mktemp("site")
+    for name in (LEDGER_FILE, HEAD_FILE):
+        (folder / name).write_bytes(disk.names[name].data)
+    export(folder, folder / "out")
+    return folder / "out"
+
+
+def test_a_ledger_with_sums_is_checked_with_every_number_of_colluders_and_sites(exported: Path) -> None:
+    good = run(exported, "--grid", "1e-4")
+    assert good.returncode == 0, good.stdout + good.stderr
+    said = [line for line in good.stdout.splitlines() if line.startswith("entry 3: ")]
+    assert said[0].startswith("entry 3: epsilon recorded")
+    wanted = [*(f"if {t} other sites collude" for t in range(4)), "if all other sites collude (4)"]
+    wanted.append("for a patient in 2 sites")
+    assert [line.split(" ", 4)[4] for line in said[2:]] == wanted
+    figures = [float(line.split(" ")[3]) for line in said[2:7]]
+    assert figures == sorted(figures)
+    recorded = float(said[0].split(" ")[4].rstrip(","))
+    assert figures[2] == pytest.approx(recorded, abs=2e-4), "the study's own figure is against two"
+
+
+def test_without_the_second_file_such_a_ledger_does_not_pass_and_says_why(
+    exported: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(exported, tmp_path / "alone")
+    (tmp_path / "alone" / "distributed_bound.py").unlink()
+    alone = run(tmp_path / "alone", "--grid", "1e-4")
+    assert alone.returncode == 1
+    assert "distributed_bound.py is not beside this file" in alone.stdout
+    assert "Traceback" not in alone.stderr
+
+
+@pytest.mark.parametrize("name", ["epsilon", "domain_epsilon"])
+def test_a_figure_of_sums_that_was_recorded_too_low_is_found(name: str) -> None:
+    disk = lived_with_sums()
+    entries = entries_of(disk.names[LEDGER_FILE].data)
+    changed = [
+        replace(entry, body=replace(entry.body, **{name: 0.9 * getattr(entry.body, name)}))
+        if entry.index == 3
+        else entry
+        for entry in entries
+    ]
+    ledger, head = forged(changed)
+    policy = next(entry.body.text for entry in entries if entry.body.kind == "policy")
+    _, findings = AUDITOR.judge(ledger, head, [], policy, hospital().key.public_hex, 1e-4)
+    assert [finding[:2] for finding in findings] == [(10, "entry 3")]
+    assert findings[0][2].startswith(f"{name} is recorded as")
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -17,7 +17,7 @@ from sottovoce.common.ledger.verify import STEPS, verify
 from sottovoce.common.privacy.budget import Budget, Granted
 from tests.fakes.faulty_disk import FaultyDisk, FaultyFolder
 from tests.fakes.ledger_mutations import mutations
-from tests.fakes.ledgers import ACCOUNTANT, hospital, lived_in, reserve
+from tests.fakes.ledgers import ACCOUNTANT, hospital, lived_in, lived_with_sums, reserve
 
 VECTORS = sorted((Path(__file__).parents[2] / "vectors" / "ledger").glob("*.json"))
 
@@ -81,12 +81,15 @@ def test_a_step_that_was_not_judged_is_not_called_passed() -> None:
     assert (results[6], results[7]) == ("FAILED", "FAILED"), "a wrong key hides no wrong head"
 
 
-def test_every_single_mutation_is_found_at_its_entry() -> None:
+@pytest.mark.parametrize(("lived", "n_mutations"), [(lived_in, 250), (lived_with_sums, 120)])
+def test_every_single_mutation_is_found_at_its_entry(lived: Any, n_mutations: int) -> None:
     """10^5 of them in `simulations/bench/ledger.py`; a seeded few hundred here."""
-    given = parts(lived_in())
+    given = parts(lived())
+    if lived is lived_with_sums:
+        del given["policy"]
     source, draw = given.pop("ledger"), random.Random(11)
     for number, (mutated, entry) in enumerate(mutations(source, draw)):
-        if number == 250:
+        if number == n_mutations:
             break
         if mutated == source:
             continue
