@@ -257,7 +257,7 @@ class FederationLedger:
         except OSError as error:
             raise _unwritten(error) from None
         # What was read may have been in memory only, never on the disk.
-        self._durably(OpenFile.sync)
+        self._durably(lambda file: file.sync())
         self._durably(lambda file: self._folder.sync())
 
     def _durably(self, step: Callable[[OpenFile], object]) -> None:

@@ -24,6 +24,7 @@ from sottovoce.common.federation_ledger.compare import compare_with_site
 from sottovoce.common.federation_ledger.entries import (
     LABEL,
     MAX_COMPLAINTS,
+    MAX_COMPLAINTS_BYTES,
     Abandoned,
     Body,
     Entry,
@@ -350,6 +351,18 @@ def test_nothing_more_is_written_after_a_write_has_failed() -> None:
         ledger.opened(WORLD.session(1), what="update", event=EVENT)
 
 
+def test_what_is_read_at_the_start_is_on_the_disk_before_it_is_believed() -> None:
+    disk = FaultyDisk()
+    with created(disk) as ledger:
+        ledger.opened(WORLD.session(1), what="update", event=EVENT)
+        before = bytes_of(disk)
+        ledger.abandoned(WORLD.session(1), phase="advert", reason="few", complaints=())
+    disk.names[FILE].durable = before  # the process was killed before its last fsync
+    with reopened(disk) as ledger:
+        assert isinstance(ledger.entries[-1].body, Abandoned)
+        assert disk.names[FILE].durable == bytes_of(disk)
+
+
 def test_a_clock_that_goes_back_changes_no_order() -> None:
     disk, times = FaultyDisk(), iter([START, START - 5000, START + 1])
     with FederationLedger.create_in(
@@ -418,6 +431,18 @@ def test_complaints_that_nobody_signed_or_too_many_are_counted_and_never_end_a_r
     assert report.complaints_left_out == first.complaints_left_out + 1
 
 
+def test_long_complaints_fill_no_more_than_their_room() -> None:
+    disk, session = FaultyDisk(), WORLD.session(1)
+    place = complaint.Place(run=session.run, round=3, attempt=1, session=session.digest.hex(), phase="deal")
+    error = SecureSumError("form", "long", accused=SITES[0], evidence=bytes(65_536))
+    long = complaint.sign_complaint(error, place, accuser=SITES[1], key=WORLD.keys[1])
+    with created(disk) as ledger:
+        ledger.opened(session, what="update", event=None)
+        ledger.abandoned(session, phase="deal", reason="few", complaints=(long,) * 40)
+    n_kept = MAX_COMPLAINTS_BYTES // len(long)
+    assert len(read(bytes_of(disk)).complaints) == n_kept < 40 < MAX_COMPLAINTS
+
+
 # --- reading ---
 
 
@@ -450,7 +475,7 @@ def test_lines_left_out_put_in_moved_or_cut_are_found_except_at_the_very_end() -
     "time", ["2027-01-15T07:59:59Z", "2027-01-15 08:00:01Z", "2027-13-15T08:00:00Z", "2027-01-15T8:00:000Z"]
 )
 def test_a_time_that_goes_back_or_is_none_is_refused(time: str) -> None:
-    bodies = [genesis(), _opened(WORLD.session(1))]
+    bodies: list[Body] = [genesis(), _opened(WORLD.session(1))]
     refuses(signed_anyway(bodies, times=("2027-01-15T08:00:00Z", time)), 2, "expected a time")
     read(signed_anyway(bodies, times=("2027-01-15T08:00:00Z", "2027-01-15T08:00:01Z")))
 
@@ -508,6 +533,26 @@ def test_whatever_the_coordinator_signs_the_reader_refuses_it_or_reports(data: s
         return
     report.plain(DELTA)
     assert len(report.attempts) == 3
+
+
+def signed_again(tables: list[Any], *, but: int | None = None) -> bytes:
+    """Lines of any tables, chained and signed; `but` keeps the hash that it names."""
+    previous, lines = entries.NO_PREVIOUS, list[bytes]()
+    for number, table in enumerate(tables):
+        if number != but:
+            table["previous"] = previous
+        text = json.dumps(table, sort_keys=True, separators=(",", ":"))
+        signature = KEY.sign(f"{LABEL}\n{text}".encode()).hex()
+        lines.append(f'{{"entry":{text},"signature":"{signature}"}}\n'.encode())
+        previous = line_hash(lines[-1])
+    return b"".join(lines)
+
+
+def test_a_cost_that_no_accountant_takes_is_refused() -> None:
+    tables = [json.loads(line)["entry"] for line in lines_of(record())]
+    assert read(signed_again(tables)).figures == read(record()).figures
+    tables[1]["body"]["event"]["n_colluding"] = 3
+    refuses(signed_again(tables), 1, "one encoding")
 
 
 def _places(table: Any) -> Iterator[list[Any]]:
@@ -568,6 +613,19 @@ def _consents(*numbers: int, **changes: Any) -> tuple[str, ...]:
 def test_a_sum_that_its_survivors_did_not_sign_for_is_refused(changes: dict[str, Any], words: str) -> None:
     assert read(_changed(consents=_consents(0, 2, 3))).figures["update"].summed == 1, "the twin that passes"
     refuses(_changed(**changes), 6, words)
+
+
+def test_a_survivor_that_never_dealt_is_refused() -> None:
+    consents = _consents(0, 2, 3, dealers=(0, 1, 2))  # and the coordinator says that it asked no others
+    bodies = [
+        replace(body, consents=consents)
+        if isinstance(body, Summed)
+        else replace(body, dealers=SITES[:3])
+        if isinstance(body, Spent)
+        else body
+        for body in bodies_of(record())
+    ]
+    refuses(signed_anyway(bodies), 6, "survivors among the dealers")
 
 
 def test_a_consent_of_another_key_is_refused() -> None:
@@ -658,6 +716,7 @@ def test_a_complaint_that_its_accuser_did_not_sign_is_refused() -> None:
         for body in bodies_of(record())
     ]
     refuses(signed_anyway(bodies), 7, "signed by a party of the roster")
+    refuses(_changed(complaints=(forged,)), 7, "signed by a party of the roster")
     assert read(signed_anyway(bodies_of(record()))).complaints == read(record()).complaints
 
 
