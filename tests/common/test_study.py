@@ -196,6 +196,11 @@ def test_a_distributed_study_has_secure_sums_whatever_else_it_says() -> None:
         ('optimiser = "sgd"', 'optimiser = "adam"', "training.optimiser: expected 'sgd'"),
         ("rounds = 2", "rounds = 2, sites_per_round = 4", "federation: expected no sites_per_round"),
         (
+            "rounds = 2",
+            "rounds = 2, site_weights = [1.0, 1.0, 2.0, 1.0, 1.0]",
+            "federation: expected no sites_per_round and no site_weights",
+        ),
+        (
             "n_min = 4",
             "n_min = 6",
             "privacy.n_min, n_colluding: expected 1 <= n_colluding < n_min <= n_sites=5",

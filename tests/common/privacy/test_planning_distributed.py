@@ -64,6 +64,13 @@ def test_a_target_below_what_counts_cost_alone_is_an_answer() -> None:
     assert dict(tables(STUDY, target_epsilon=0.01))["noise"] == [{"epsilon": 0.01, "noise_multiplier": None}]
 
 
+def test_spare_attempts_are_priced_for_sums_of_gradients_and_of_counts() -> None:
+    study = dict(tables(a_distributed_study(spare_rounds=3, counts_noise_multiplier=20.0)))["study"]
+    assert study["steps"] == 20 + 3
+    assert [counts["steps"] for counts in study["evaluation_counts"]] == [1 + 3]
+    assert study["epsilon"] > PLAN["study"]["epsilon"]
+
+
 def test_delta_follows_from_the_patients_of_all_sites() -> None:
     rows = PLAN["patients"]
     assert [row["n_patients_everywhere"] for row in rows] == [500, 1000, 2000, 4000, 8000]
