@@ -758,20 +758,14 @@ def test_every_spent_attempt_costs_its_step_and_no_other_does() -> None:
     unspent = read(b"".join(lines_of(record())[:2]))
     assert (unspent.events(), unspent.epsilon(DELTA), unspent.by_colluding(DELTA)) == ((), 0.0, ())
     assert unspent.figures["update"].under_way == 1
-    other = replace(EVENT, n_colluding=2)
-    mixed = read(
-        signed_anyway(
-            [
-                genesis(),
-                _opened(WORLD.session(1)),
-                _spent(1),
-                _lost(1),
-                _opened(WORLD.session(2), other),
-                _spent(2),
-            ]
-        )
+    larger, cost = Hospitals(4, n_min=4).session(2), replace(EVENT, n_min=4)
+    asked = Spent(kind="spent", session=larger.digest.hex(), dealers=SITES)
+    first = [genesis(), _opened(WORLD.session(1)), _spent(1), _lost(1)]
+    mixed = read(signed_anyway([*first, _opened(larger, cost), asked]))
+    assert mixed.events() == (EVENT, cost)
+    assert len(mixed.by_colluding(DELTA)) == 3, (
+        "more than 2 of the smaller sum cannot collude against the third"
     )
-    assert mixed.events() == (EVENT, other)
 
 
 # --- against a site's own ledger ---
