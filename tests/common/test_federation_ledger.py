@@ -760,7 +760,7 @@ def test_every_spent_attempt_costs_its_step_and_no_other_does() -> None:
     assert unspent.figures["update"].under_way == 1
     larger, cost = Hospitals(4, n_min=4).session(2), replace(EVENT, n_min=4)
     asked = Spent(kind="spent", session=larger.digest.hex(), dealers=SITES)
-    first = [genesis(), _opened(WORLD.session(1)), _spent(1), _lost(1)]
+    first: list[Body] = [genesis(), _opened(WORLD.session(1)), _spent(1), _lost(1)]
     mixed = read(signed_anyway([*first, _opened(larger, cost), asked]))
     assert mixed.events() == (EVENT, cost)
     assert len(mixed.by_colluding(DELTA)) == 3, (
