@@ -15,6 +15,7 @@ from sottovoce.common import compression
 from sottovoce.common.compression import Codec, FixedPoint, hartley
 from sottovoce.common.errors import UpdateRefused
 from sottovoce.common.secagg import masks
+from sottovoce.common.streams import stream as stream_of
 from tests.fakes.secagg import World, remembered_signatures
 
 SIZE = 3000
@@ -40,7 +41,8 @@ def updates(kind: str, n_sites: int, *, norm: float = 1.0, size: int = SIZE) -> 
         case "wave":
             rows = np.tile(np.cos(np.arange(size) * 2 * np.pi * 5 / size), (n_sites, 1))
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return (rows * (norm / lengths)).astype(np.float32)
+    shortened: np.ndarray[Any, Any] = (rows * (norm / lengths)).astype(np.float32)
+    return shortened
 
 
 def error_of(codec: Codec, rows: np.ndarray[Any, Any]) -> float:
@@ -73,12 +75,15 @@ def test_without_the_signs_a_wave_is_lost(monkeypatch: pytest.MonkeyPatch) -> No
 
 def _mean_decoded(update: np.ndarray[Any, Any], n_rounds: int) -> np.ndarray[Any, Any]:
     codecs = [a_codec(size=len(update), round=number) for number in range(n_rounds)]
-    return np.mean([codec.decode(codec.encode(update, site="a")) for codec in codecs], axis=0)
+    mean: np.ndarray[Any, Any] = np.mean(
+        [codec.decode(codec.encode(update, site="a")) for codec in codecs], axis=0
+    )
+    return mean
 
 
 def _tossed(monkeypatch: pytest.MonkeyPatch, coin: float) -> None:
     """Every coin of the rounding falls alike."""
-    whole, coins = compression.stream, SimpleNamespace(random=lambda n: np.full(n, coin))
+    whole, coins = stream_of, SimpleNamespace(random=lambda n: np.full(n, coin))
 
     def stream(seed: int, purpose: str, *keys: str | int) -> Any:
         return coins if "rounding" in keys else whole(seed, purpose, *keys)
@@ -126,7 +131,8 @@ def test_no_update_leaves_the_bound(
 ) -> None:
     codec = a_codec(size=len(update), ring_bits=bits, n_sites=n_sites)
     values = codec.encode(update, site="a", weight=weight)
-    assert (values.dtype, values.shape) == (np.int64, (codec.length,))
+    assert values.dtype == np.int64
+    assert values.shape == (codec.length,)
     assert int(np.abs(values).max()) <= codec.value_bound
     assert n_sites * codec.value_bound <= masks.largest_sum(bits)
 
@@ -252,7 +258,8 @@ def test_an_update_of_nothing_is_nothing() -> None:
 
 @pytest.mark.parametrize("codec", [a_codec(), FixedPoint(length=SIZE, n_sites=3, largest=1.0)])
 def test_a_sum_of_another_length_or_type_is_not_decoded(codec: Codec | FixedPoint) -> None:
-    for total in (np.zeros(codec.length + 1, np.int64), np.zeros(codec.length)):
+    totals: tuple[Any, ...] = (np.zeros(codec.length + 1, np.int64), np.zeros(codec.length))
+    for total in totals:
         with pytest.raises(ValueError, match="a sum of"):
             codec.decode(total)
 

@@ -160,7 +160,8 @@ def test_with_noise_off_the_weights_are_those_of_pooled_dp_sgd(
     parts = [SiteData.open(folder) for folder in place.sites.values()]
     pool(tmp_path / "pooled", site="pooled", parts=parts)
     privacy = """{ mode = "local", clip_norm = 1.0, noise_multiplier = 1.0, sampling_prob = 1.0, \
-n_patients_public = 40, expected_patients = 20.0, steps_per_round = 1, delta = 0.01, small_population = true, seeded_noise = true }"""
+n_patients_public = 40, expected_patients = 20.0, steps_per_round = 1, delta = 0.01, \
+small_population = true, seeded_noise = true }"""
     file = write_study(
         tmp_path / "pooled.toml", n_sites=1, rounds=4, privacy=privacy, model=LINEAR, training=SGD,
         federation='strategy = { kind = "fedavgm", momentum = 0.5 }',

@@ -11,7 +11,7 @@ import pytest
 from sottovoce.common import predictions, run_files, summarise, summary
 from sottovoce.common.errors import CorpusError, SottovoceError
 from sottovoce.common.predictions import Prediction
-from sottovoce.common.privacy import accountant, plan
+from sottovoce.common.privacy import accountant, of_study, plan
 from sottovoce.common.privacy_specs import largest_delta
 from sottovoce.common.study import loads
 from sottovoce.simulations.run_folder import Local, write_local
@@ -159,7 +159,7 @@ def _write(
     study = loads(text)
     run.mkdir(exist_ok=True)
     (run / "study.toml").write_text(text)
-    stamp = plan.stamp(study.privacy, study.federation.rounds, n_counts=study.n_evaluations)
+    stamp = of_study.stamp(study)
     random = np.random.default_rng(round(100 * skill))
     rows = [
         _prediction(seed, speaker, truth, len(study.labels.classes), right=bool(random.random() < skill))

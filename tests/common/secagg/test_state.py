@@ -271,7 +271,7 @@ def test_fields_that_do_not_hang_together_are_refused() -> None:
             pair_masks={**dealt.pair_masks, 4: b"k" * 32},
         ),
         replace(masked, shares=without_me),
-        replace(masked, shares=dict(reversed(masked.shares.items()))),
+        replace(masked, shares=dict(reversed(list(masked.shares.items())))),
         Consented(held=replace(masked, shares=without_another), consent=consented.consent),
         replace(consented, consent=replace(consented.consent, survivors=(1, 2))),
         replace(consented, consent=replace(consented.consent, survivors=(0, 1, 2, 3, 4))),
