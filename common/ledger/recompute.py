@@ -110,7 +110,7 @@ def _domain(state: State, name: str, domain: Domain, accountant: Accountant) -> 
     return {
         "domain": name,
         "n_patients": domain.opened.n_patients,
-        "weak": domain.opened.n_patients < 1000 or domain.opened.small_population,
+        "weak": crowd(state, name) < 1000 or domain.opened.small_population,
         "not_private": state.not_private(name),
         "delta": delta,
         "cap": domain.cap,
@@ -121,6 +121,14 @@ def _domain(state: State, name: str, domain: Domain, accountant: Accountant) -> 
         "withdrawals": domain.withdrawals,
         "closed": domain.closed,
     }
+
+
+def crowd(state: State, name: str) -> int:
+    """Returns among how many patients one hides, at most: in sums alone, those of all hospitals that a sum needs."""
+    domain = state.domains[name]
+    charges = [charge for index in domain.grants for charge in state.grants[index].approval.charges]
+    fewest = [charge.n_min for charge in charges if isinstance(charge, DistributedCharge)]
+    return domain.opened.n_patients * (min(fewest) if fewest and len(fewest) == len(charges) else 1)
 
 
 def _prefixes(

@@ -95,10 +95,10 @@ def charge_in_words(charge: AnyCharge) -> str:
     """Returns one line with every number of a charge; of a sum over sites, what an epsilon follows from."""
     cap = "" if charge.cap is None else f", at most {charge.cap} in a draw"
     if isinstance(charge, DistributedCharge):
-        noise = sum_of(charge).noise_multiplier()
+        noise, sums = sum_of(charge).noise_multiplier(), "sum" if charge.steps == 1 else "sums"
         return (
-            f"{charge.what}: {charge.steps} sums over at least {charge.n_min} sites, {charge.n_colluding} of which may "
-            f"collude; noise of the others {noise:g}, sampling {charge.sampling_prob:g}{cap} of a site"
+            f"{charge.what}: {charge.steps} {sums} over at least {charge.n_min} sites, {charge.n_colluding} of which "
+            f"may collude; noise of the others {noise:g}, sampling {charge.sampling_prob:g}{cap} of a site"
         )
     records = (
         "" if charge.records_per_patient == 1 else f", {charge.records_per_patient} records of a patient"
@@ -107,6 +107,15 @@ def charge_in_words(charge: AnyCharge) -> str:
         f"{charge.what}: {charge.steps} steps, noise {charge.noise_multiplier:g}, "
         f"sampling {charge.sampling_prob:g}{cap}{records}"
     )
+
+
+def _sums(approval: Approval) -> dict[str, int] | None:
+    """What the figure of secure sums rests on; None in other modes."""
+    sums = [charge for charge in approval.charges if isinstance(charge, DistributedCharge)]
+    if not sums:
+        return None
+    fewest, colluding = min(charge.n_min for charge in sums), min(charge.n_colluding for charge in sums)
+    return {"n_min": fewest, "n_colluding": colluding}
 
 
 def _approval_in_words(body: Approval) -> str:
@@ -142,6 +151,8 @@ def _study(state: State, index: int) -> dict[str, Any]:
         "purpose": grant.approval.purpose,
         "mode": grant.approval.mode,
         "noise": grant.approval.noise,
+        "decided_by": grant.approval.decided_by,
+        "sums": _sums(grant.approval),
         "epsilon": grant.approval.epsilon,
         "delta": grant.approval.delta,
         "charges": [charge_in_words(charge) for charge in grant.approval.charges],

@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from sottovoce.common.config import as_plain
-from sottovoce.common.ledger.entries import Approval
+from sottovoce.common.ledger.entries import Approval, DistributedCharge
 from sottovoce.common.ledger.show import charge_in_words
 from sottovoce.common.privacy.stages import SIMULATED
 from sottovoce.common.terminal import Row, facts, table
@@ -73,6 +73,8 @@ def draft_lines(draft: Approval, *, study: str, cap: float) -> Iterator[Renderab
     }
     if draft.domain_epsilon is not None:
         said["domain then"] = f"epsilon {draft.domain_epsilon:.4f} of {cap:g}, by {_RULES[draft.decided_by]}"
+    if sums := [charge for charge in draft.charges if isinstance(charge, DistributedCharge)]:
+        said["rests on"] = _rests_on(min(one.n_min for one in sums), min(one.n_colluding for one in sums))
     if draft.sites_per_patient > 1:
         said["sites"] = f"a patient may be in {draft.sites_per_patient}, and gives this away in each"
     yield facts(said)
@@ -112,7 +114,9 @@ def _study_shown(study: Row) -> Iterator[RenderableType]:
     name = study["facts"].get("study", "")
     yield Text(f"study {name} (grant {study['grant']}), {study['purpose']}, domain {study['domain']}".strip())
     yield Text(f"  digest {study['study']}")
-    yield Text(f"  {_promise(study)}")
+    yield Text(f"  {_promise(study)}; decided by {_RULES[study['decided_by']]}")
+    if study["sums"]:
+        yield Text(f"  {_rests_on(**study['sums'])}")
     yield from (Text(f"  {charge}") for charge in study["charges"])
     releases = f"{study['committed']} committed, {study['burned']} burned, {study['open']} open"
     drawn = ", ".join(f"{steps:,} steps of {what}" for what, steps in study["drawn"].items()) or "nothing"
@@ -124,6 +128,13 @@ def _promise(study: Row) -> str:
         return "NOT PRIVATE: mode 'none'"
     said = f"epsilon {study['epsilon']:.4f} at delta {study['delta']:g} for each patient"
     return said if study["noise"] == "secret" else f"{SIMULATED}; it would cost {said}"
+
+
+def _rests_on(n_min: int, n_colluding: int) -> str:
+    return (
+        f"secure sums: nobody sees less than the sum of {n_min} sites; the figure holds while at most {n_colluding} of "
+        "those collude, `ledger recompute` has those against more"
+    )
 
 
 def _step(step: Row) -> Row:
@@ -169,7 +180,7 @@ def _figure(figure: Row, studies: Mapping[int, Row]) -> Row:
 
 
 _FIGURES = {"epsilon": "the study", "domain_epsilon": "its domain, so far"}
-_RULES = {"pld": "PLD", "rdp_filter": "the Rényi filter", "not_private": "no rule: NOT PRIVATE"}
+_RULES = {"pld": "PLD", "rdp": "RDP", "rdp_filter": "the Rényi filter", "not_private": "no rule: NOT PRIVATE"}
 
 
 def _domain_recomputed(domain: Row) -> Row:
@@ -199,6 +210,14 @@ def _study_recomputed(study: Row) -> Iterator[RenderableType]:
         given = "given away" if study["noise"] == "secret" else f"{SIMULATED}; it would give away"
         title = f"{given}, study {study['study'][:12]} (entry {study['grant']}), delta {study['delta']:g}"
         rows = ({**row, "epsilon": f"{row['epsilon']:.6f}"} for row in study["rounds"])
+        yield table(title, rows)
+    if by_colluding := study["epsilon_by_colluding"]:
+        last = len(by_colluding) - 1
+        title = f"study {study['study'][:12]}, by how many of the {last + 1} sites that a sum needs collude"
+        rows = (
+            {"collude": f"all others ({t})" if int(t) == last else t, "epsilon": f"{e:.4f}"}
+            for t, e in by_colluding.items()
+        )
         yield table(title, rows)
     if len(study["epsilon_in_sites"]) > 1:
         title = f"study {study['study'][:12]}, for a patient in several sites"

@@ -21,6 +21,7 @@ from sottovoce.common.ledger.entries import (
     CapChange,
     Charge,
     Denial,
+    DistributedCharge,
     DomainOpened,
     Entry,
     EntryError,
@@ -35,10 +36,10 @@ from sottovoce.common.ledger.entries import (
     split,
 )
 from sottovoce.common.ledger.reader import Reader, lines_of
-from sottovoce.common.ledger.recompute import recompute
+from sottovoce.common.ledger.recompute import crowd, recompute
 from sottovoce.common.ledger.rule import Accountant, merged
 from sottovoce.common.ledger.show import charge_in_words, in_words
-from sottovoce.common.ledger.state import State, policy_digest
+from sottovoce.common.ledger.state import State, drawn, policy_digest
 from sottovoce.common.ledger.verify import verify
 from sottovoce.common.privacy.budget import PldAccountant, replace_one_epsilon
 from sottovoce.common.privacy_specs import FEW_PATIENTS, USUAL_DELTA
@@ -57,11 +58,14 @@ from sottovoce.server.audit.facts import (
     RoundRow,
     Row,
     StudyFacts,
+    SumFacts,
 )
 from sottovoce.server.audit.sources import LedgerFiles, Seen
 
 N_POINTS = 10  # of a curve; each is a composition of its own, some tenths of a second
 NO_ANSWER = (PrivacyError, ArithmeticError, ValueError, MemoryError)  # an accountant that cannot say
+FEW_SITES = 5  # of a sum
+ALL_OTHERS = 10**6  # colluding sites: more than any sum has
 MAX_UNJUDGED = 1000  # rows behind a damage; a hostile file may have any number of them
 
 
@@ -172,7 +176,7 @@ def _figures(entries: Sequence[Entry], state: State, accountant: Accountant) -> 
                 _domain(entries, state, name, plain, accountant)
                 for name, plain in zip(state.domains, again["domains"], strict=True)
             ),
-            studies=tuple(_study(entries, state, plain) for plain in again["studies"]),
+            studies=tuple(_study(entries, state, plain, accountant) for plain in again["studies"]),
             compared=tuple(Compared(**figure) for figure in again["figures"]),
         )
     except NO_ANSWER as error:
@@ -209,6 +213,8 @@ def _domain(
         in_sites=() if bare else _in_sites(state, name, accountant),
         curve=() if bare else _path(entries, name, accountant),
         caps=_caps(entries, name),
+        modes=tuple(sorted({approval.mode for approval in approvals})),
+        sums=None if bare else _sums(spent, promised, opened.delta, accountant),
         weak=_reasons(state, name),
         stamp=NOT_PRIVATE if bare else SIMULATED if state.not_private(name) else None,
     )
@@ -217,14 +223,31 @@ def _domain(
 def _reasons(state: State, name: str) -> tuple[str, ...]:
     """Why the figures of a domain are printed with the word `weak`."""
     opened, approvals, reasons = state.domains[name].opened, _approvals(state, name), []
-    if opened.n_patients < FEW_PATIENTS:
-        reasons.append(f"at most {opened.n_patients} patients, fewer than {FEW_PATIENTS:,}")
+    if (n_patients := crowd(state, name)) < FEW_PATIENTS:
+        reasons.append(f"at most {n_patients} patients, fewer than {FEW_PATIENTS:,}")
+    sums = [charge for one in approvals for charge in one.charges if isinstance(charge, DistributedCharge)]
+    if sums and (fewest := min(charge.n_min for charge in sums)) < FEW_SITES:
+        reasons.append(f"sums over as few as {fewest} hospitals, fewer than {FEW_SITES}")
     if opened.delta > USUAL_DELTA:
         reasons.append(f"delta is {opened.delta:g}, above {USUAL_DELTA:g} (small population)")
     draws = [charge for one in approvals for charge in one.charges if isinstance(charge, Charge)]
     if any(charge.records_per_patient > 1 for charge in draws):
         reasons.append("recordings were drawn and clipped one by one, not patients")
     return tuple(reasons)
+
+
+def _sums(
+    spent: Sequence[AnyCharge], promised: Sequence[AnyCharge], delta: float, accountant: Accountant
+) -> SumFacts | None:
+    sums = [charge for charge in promised if isinstance(charge, DistributedCharge)]
+    if not sums:
+        return None
+    return SumFacts(
+        n_min=min(charge.n_min for charge in sums),
+        n_colluding=min(charge.n_colluding for charge in sums),
+        spent=_epsilon(spent, delta, accountant, n_colluding=ALL_OTHERS),
+        promised=_epsilon(promised, delta, accountant, n_colluding=ALL_OTHERS),
+    )
 
 
 def _in_sites(state: State, name: str, accountant: Accountant) -> tuple[InSites, ...]:
@@ -280,7 +303,9 @@ def _caps(entries: Sequence[Entry], name: str) -> tuple[CapFrom, ...]:
     return tuple(steps)
 
 
-def _study(entries: Sequence[Entry], state: State, plain: Mapping[str, Any]) -> StudyFacts:
+def _study(
+    entries: Sequence[Entry], state: State, plain: Mapping[str, Any], accountant: Accountant
+) -> StudyFacts:
     grant = state.grants[plain["grant"]]
     approval = grant.approval
     releases = [one for one in state.releases.values() if one.reserve.grant == plain["grant"]]
@@ -302,6 +327,8 @@ def _study(entries: Sequence[Entry], state: State, plain: Mapping[str, Any]) -> 
         epsilon_recorded=approval.epsilon,
         epsilon_spent=plain["epsilon_spent"],
         in_sites=plain["epsilon_in_sites"],
+        sums=_sums(tuple(drawn(grant)), approval.charges, approval.delta, accountant),
+        by_colluding=plain["epsilon_by_colluding"],
         charges=tuple(map(charge_in_words, approval.charges)),
         drawn=dict(grant.drawn),
         releases=len(releases),
@@ -383,9 +410,16 @@ def _everything(state: State) -> list[AnyCharge]:
 
 
 def _epsilon(
-    charges: Sequence[AnyCharge], delta: float, accountant: Accountant, *, n_sites: int = 1
+    charges: Sequence[AnyCharge],
+    delta: float,
+    accountant: Accountant,
+    *,
+    n_colluding: int | None = None,
+    n_sites: int = 1,
 ) -> float:
-    return accountant.epsilon(merged(charges), delta, n_sites=n_sites) if charges else 0.0
+    if not charges:
+        return 0.0
+    return accountant.epsilon(merged(charges), delta, n_colluding=n_colluding, n_sites=n_sites)
 
 
 def _worst_stamp(domains: Sequence[DomainFacts]) -> str | None:

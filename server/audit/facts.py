@@ -37,10 +37,24 @@ class InSites:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SumFacts:
+    """What figures of secure sums rest on: over how many hospitals the least of them was, and how many may collude.
+
+    `promised` and `spent` are the figures if all other hospitals of a sum collude.
+    """
+
+    n_min: int
+    n_colluding: int
+    spent: float
+    promised: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class DomainFacts:
     """One enrolment period's account. Figures are None where something left without any noise.
 
-    `counts_against_cap` is the figure of the rule that decided last; `promised` is everything approved, by PLD.
+    `counts_against_cap` is the figure of the rule that decided last; `promised` is everything approved, by PLD or,
+    where there are secure sums, by a Renyi bound.
     """
 
     domain: str
@@ -64,6 +78,8 @@ class DomainFacts:
     in_sites: tuple[InSites, ...]
     curve: tuple[Point, ...]
     caps: tuple[CapFrom, ...]
+    modes: tuple[str, ...]
+    sums: SumFacts | None
     weak: tuple[str, ...]
     stamp: str | None
 
@@ -102,6 +118,8 @@ class StudyFacts:
     epsilon_recorded: float | None
     epsilon_spent: float | None
     in_sites: Mapping[str, float]
+    sums: SumFacts | None
+    by_colluding: Mapping[str, float]
     charges: tuple[str, ...]
     drawn: Mapping[str, int]
     releases: int

@@ -8,7 +8,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from sottovoce.common.ledger.export import VERIFIER, program_text
+from sottovoce.common.ledger.export import BOUND, VERIFIER, program_text
 from sottovoce.common.ledger.verify import STEPS
 from sottovoce.common.privacy_specs import USUAL_DELTA
 from sottovoce.server.audit import drawing, words
@@ -36,6 +36,7 @@ def render(audit: Audit) -> str:
         css=Markup(css),  # ours, with nothing of a file in it
         css_sha256=base64.b64encode(hashlib.sha256(css.encode()).digest()).decode(),
         verifier_sha256=hashlib.sha256(program_text(VERIFIER)).hexdigest(),
+        bound_sha256=hashlib.sha256(program_text(BOUND)).hexdigest(),
     )
 
 
@@ -66,7 +67,8 @@ def _template() -> jinja2.Template:
         "USUAL_DELTA": USUAL_DELTA,
         "SAYS_LITTLE_ABOVE": words.SAYS_LITTLE_ABOVE,
         "STEPS": STEPS,
-        "ADVERSARY_VIEW": words.ADVERSARY_VIEW,
+        "adversaries": words.adversaries,
+        "SUMS_DO_NOT_COVER": words.SUMS_DO_NOT_COVER,
         "NOT_COVERED": words.NOT_COVERED,
     }
     return environment.from_string((HERE / "audit.html.j2").read_text(encoding="utf-8"))

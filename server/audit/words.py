@@ -13,6 +13,11 @@ ADVERSARY_VIEW = (
     "Somebody who sees every release of this site, knows the whole study, and holds everything that all other sites "
     "hold. Not seen: the site's coins and noise, and gradients before the noise."
 )
+SUMS_VIEW = (
+    "Somebody who sees every total, knows the whole study, and holds everything that {n_colluding} of the hospitals in "
+    "it hold. What the coordinator sees is the sum of at least {n_min} hospitals, under secure sums: never one "
+    "hospital's own part. Each adds a share of the noise; who colludes can take its own share off."
+)
 NOT_COVERED = (
     "A patient who is enrolled under two names or numbers, or in two enrolments: each counts by itself.",
     "A patient who is in several sites, beyond the table of 1 to k sites.",
@@ -21,6 +26,9 @@ NOT_COVERED = (
     "What was published elsewhere about the same recordings, and anything that left past this ledger.",
     "How long training took, how large messages were, and when they were sent.",
     "A site that lies about its own list of patients, or that runs another program than it records.",
+)
+SUMS_DO_NOT_COVER = (
+    "More hospitals that collude, or leave their noise out, than a study states; see the figures beside."
 )
 SAYS_LITTLE_ABOVE = 5.0  # of epsilon: fifty-fifty becomes 99 % sure; beyond, the figure alone says little
 
@@ -61,6 +69,19 @@ def guarantee(ledger: LedgerFacts | None, *, n_ledgers: int, n_findings: int = 0
     if not ledger.domains:
         paragraphs.append("Nothing is promised: no enrolment of patients was ever opened in this ledger.")
     return tuple(paragraphs)
+
+
+def adversaries(ledger: LedgerFacts) -> tuple[tuple[str, str], ...]:
+    """Returns whom the figures are against, for each mode that this ledger has studies of: (mode, in words)."""
+    views = []
+    modes = {mode for domain in ledger.domains for mode in domain.modes}
+    if modes != {"distributed"}:
+        views.append(("", ADVERSARY_VIEW) if "distributed" not in modes else ("mode local", ADVERSARY_VIEW))
+    for domain in ledger.domains:
+        if domain.sums:
+            seen = SUMS_VIEW.format(n_min=domain.sums.n_min, n_colluding=domain.sums.n_colluding)
+            views.append(("secure sums", seen))
+    return tuple(dict.fromkeys(views))
 
 
 def up(epsilon: float | None) -> str:
@@ -134,11 +155,10 @@ def _domain(ledger: LedgerFacts, domain: DomainFacts) -> list[str]:
 def _promise(who: str, domain: DomainFacts) -> str:
     spent = domain.spent or 0.0
     said = (
-        f"{who}: everything that was computed from recordings and left the hospital was blurred with random noise "
-        "first. Somebody who sees all of it, and knows everything about all other patients, can find out only so much "
-        "about whether one given patient took part: the odds move by a factor of at most "
-        f"{odds(spent)} (epsilon {up(spent)}). Who thought it fifty-fifty can be {_at_most_sure(spent)} "
-        f"afterwards, apart from a remainder of {one_in(domain.delta)} (delta)."
+        f"{who}: everything that was computed from recordings {_how_it_left(domain)}. Somebody who sees all of it, and "
+        "knows everything about all other patients, can find out only so much about whether one given patient took "
+        f"part: the odds move by a factor of at most {odds(spent)} (epsilon {up(spent)}). Who thought it fifty-fifty "
+        f"can be {_at_most_sure(spent)} afterwards, apart from a remainder of {one_in(domain.delta)} (delta)."
     )
     limit = f" The hospital allows at most epsilon {domain.cap:g} in all ({_at_most_sure(domain.cap)})."
     doubt = (
@@ -146,7 +166,29 @@ def _promise(who: str, domain: DomainFacts) -> str:
         if spent > SAYS_LITTLE_ABOVE
         else ""
     )
-    return said + limit + doubt
+    return said + limit + _collusion(domain) + doubt
+
+
+def _how_it_left(domain: DomainFacts) -> str:
+    blurred = "left the hospital was blurred with random noise first"
+    if domain.sums is None:
+        return f"and {blurred}"
+    summed = (
+        f"left the hospital under masks, and can be seen only in sums over at least {domain.sums.n_min} hospitals, to "
+        "which each adds its share of random noise"
+    )
+    return summed if domain.modes == ("distributed",) else f"and {blurred}, or {summed}"
+
+
+def _collusion(domain: DomainFacts) -> str:
+    if domain.sums is None:
+        return ""
+    n_min, n_colluding = domain.sums.n_min, domain.sums.n_colluding
+    return (
+        f" This holds while at most {n_colluding} of the {n_min} hospitals that a sum needs work together against a "
+        f"patient. If all others did, the figure would be epsilon {up(domain.sums.spent)} "
+        f"({_at_most_sure(domain.sums.spent)})."
+    )
 
 
 def _at_most_sure(epsilon: float) -> str:

@@ -174,7 +174,7 @@ def _with_sums() -> dict[str, tuple[dict[str, Any], list[list[Any]]]]:
         entries[kinds.index(kind)].body for kind in ("policy", "domain_opened", "approval")
     )
     update, counts = approval.charges  # type: ignore[union-attr]
-    good = {"public_key": hospital().key.public_hex, "policy": policy.text, "seen": []}  # type: ignore[union-attr]
+    good: dict[str, Any] = {"public_key": hospital().key.public_hex, "policy": policy.text, "seen": []}  # type: ignore[union-attr]
 
     def told(at: Body, **changes: Any) -> dict[str, Any]:
         """The entry is changed, signed by its person and by the site."""

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from sottovoce.cli import app
 from sottovoce.common.errors import KeyFileError, LedgerError, PrivacyError
-from sottovoce.common.ledger.entries import Charge
+from sottovoce.common.ledger.entries import AnyCharge
 from sottovoce.common.ledger.reader import lines_of
 from sottovoce.common.ledger.rule import merged
 from sottovoce.common.ledger.store import HEAD_FILE, LEDGER_FILE
@@ -42,7 +42,9 @@ from tests.fakes.ledgers import (
     charge_of,
     hospital,
     lived_in,
+    lived_with_sums,
     reserve,
+    sums_of,
 )
 
 CELL = "seed0-fold{}-federated"
@@ -63,7 +65,7 @@ def only(found: Audit) -> LedgerFacts:
 
 
 def spent_by(
-    charges: Sequence[Charge], *, n_releases: int = 1, policy: Any = None, **request: Any
+    charges: Sequence[AnyCharge], *, n_releases: int = 1, policy: Any = None, **request: Any
 ) -> FaultyDisk:
     """A ledger whose study releases `n_releases` times, two steps of its first charge each."""
     at, disk = hospital(), FaultyDisk()
@@ -477,15 +479,66 @@ def test_a_run_without_ledgers_says_not_private_or_that_they_are_missing(tmp_pat
 
 def test_a_figure_that_cannot_be_computed_fails_and_is_told(lived: FaultyDisk) -> None:
     class Speechless:
-        facts = ACCOUNTANT.facts
+        facts_of = ACCOUNTANT.facts_of
 
-        def epsilon(self, charges: Sequence[Charge], delta: float) -> float:
+        def epsilon(
+            self,
+            charges: Sequence[AnyCharge],
+            delta: float,
+            *,
+            n_colluding: int | None = None,
+            n_sites: int = 1,
+        ) -> float:
             raise PrivacyError("no answer")
 
     ledger = audit_ledger(files_of(lived), accountant=Speechless())
     assert not ledger.ok
     assert ledger.figures_problem == "The figures cannot be computed from these entries: no answer"
     assert [raised.after for raised in ledger.caps_raised_after_spending] == [4.0], "still shown first"
+
+
+def test_figures_of_secure_sums_say_what_they_rest_on_and_what_is_left_if_all_others_collude() -> None:
+    found = judged(lived_with_sums())
+    ledger, page = only(found), text_of(found)
+    assert ledger.ok
+    (domain,), sums = ledger.domains, ledger.studies[0]
+    assert domain.modes == ("distributed", "local")
+    assert domain.sums is not None
+    assert (domain.sums.n_min, domain.sums.n_colluding) == (5, 2)
+    assert domain.spent < domain.sums.spent < domain.sums.promised  # type: ignore[operator]
+    assert list(sums.by_colluding) == ["0", "1", "2", "3", "4"]
+    assert ledger.studies[1].sums is None
+    for said in (
+        "secure sums over at least 5 hospitals, 2 of which may collude",
+        "if all other hospitals of a sum collude",
+        "is the sum of at least 5 hospitals, under secure sums: never one hospital's own part",
+        "at most 2 of the 5 hospitals that a sum needs work together against a patient",
+        "distributed_bound.py, which it needs beside itself",
+        "by a Renyi bound (RDP)",
+        "RDP, as the enrolment's first study" if sums.decided_by == "rdp" else "the Renyi filter",
+    ):
+        assert said in page, said
+
+
+def test_a_ledger_without_secure_sums_says_nothing_of_them(lived: FaultyDisk) -> None:
+    page = text_of(judged(lived))
+    for said in ("secure sum", "collude", "distributed_bound"):
+        assert said not in page, said
+
+
+def test_sums_over_few_hospitals_are_weak_and_the_patients_of_all_that_a_sum_needs_are_a_crowd() -> None:
+    def weak_of(**changes: Any) -> tuple[str, ...]:
+        at = hospital()
+        terms = replace(at.policy().domains[0], n_patients=250)
+        policy = at.policy(modes=("distributed",), domains=(terms,))
+        charge = sums_of(4, 8.0, n_patients=250, **changes)
+        return only(judged(spent_by([charge], policy=policy, mode="distributed"))).weak
+
+    assert weak_of() == ()
+    assert weak_of(n_min=3, n_colluding=1) == (
+        "at most 750 patients, fewer than 1,000",
+        "sums over as few as 3 hospitals, fewer than 5",
+    )
 
 
 def test_both_files_are_the_same_bytes_every_time_and_name_no_path(lived: FaultyDisk, tmp_path: Path) -> None:

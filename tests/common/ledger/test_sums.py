@@ -99,7 +99,8 @@ def test_a_study_over_the_cap_is_denied_before_any_training() -> None:
 
 
 def test_local_studies_and_sums_add_up_in_one_domain_by_the_filter() -> None:
-    site, kinds = Site(), [sums_of(16), charge_of(8, 4.0)]
+    site = Site()
+    kinds: list[AnyCharge] = [sums_of(16), charge_of(8, 4.0)]
     answers = [site.ask(kinds[k % 2]) for k in range(20)]
     granted = [answer for answer in answers if isinstance(answer, Granted)]
     assert 2 < len(granted) < 20
@@ -192,7 +193,7 @@ def test_a_policy_without_min_sites_has_the_text_it_always_had() -> None:
 @pytest.mark.parametrize(
     "numbers", [{"n_colluding": 5}, {"variance_numerator": 1, "variance_denominator": 3}]
 )
-def test_numbers_that_no_sum_can_have_are_refused_by_the_rules(numbers: dict[str, int]) -> None:
+def test_numbers_that_no_sum_can_have_are_refused_by_the_rules(numbers: dict[str, Any]) -> None:
     site = Site()
     approval = site.granted(CHEAP).approval
     state = State()
@@ -206,7 +207,8 @@ def test_numbers_that_no_sum_can_have_are_refused_by_the_rules(numbers: dict[str
 
 
 def test_pld_is_not_taken_for_the_decider_of_sums_nor_rdp_for_that_of_draws() -> None:
-    for charge, wrong in ((CHEAP, "pld"), (charge_of(1, 8.0), "rdp")):
+    cases: list[tuple[AnyCharge, Any]] = [(CHEAP, "pld"), (charge_of(1, 8.0), "rdp")]
+    for charge, wrong in cases:
         site = Site()
         approval = replace(site.granted(charge).approval, decided_by=wrong)
         state = State()
@@ -303,10 +305,13 @@ def accountable(charges: Sequence[AnyCharge]) -> list[Any]:
 def test_more_charges_are_never_cheaper_and_no_charge_costs_more_alone(
     charges: list[AnyCharge], more: AnyCharge, order: int
 ) -> None:
-    for figure in (
-        lambda held: filter_epsilon(accountable(held), 1e-5, order=order, kept=1e-6),
-        lambda held: composed_epsilon(accountable(held), 1e-5),
-    ):
+    def by_filter(held: Sequence[AnyCharge]) -> float:
+        return filter_epsilon(accountable(held), 1e-5, order=order, kept=1e-6)
+
+    def composed(held: Sequence[AnyCharge]) -> float:
+        return composed_epsilon(accountable(held), 1e-5)
+
+    for figure in (by_filter, composed):
         together = figure([*charges, more])
         assert together >= figure(charges)
         assert together >= max(figure([one]) for one in (*charges, more))
