@@ -552,6 +552,7 @@ def _distributed_problems(study: Study, spec: DistributedPrivacy) -> list[str]:
     """What would make rounds anything but steps of DP-SGD, and constants that no secure sum can carry."""
     from sottovoce.common.errors import PrivacyError
     from sottovoce.common.privacy import distributed_plan
+    from sottovoce.common.privacy.planning_distributed import colluders_withstood
 
     training, federation, found = study.training, study.federation, []
     if training.optimiser != "sgd" or training.momentum or training.weight_decay:
@@ -564,6 +565,11 @@ def _distributed_problems(study: Study, spec: DistributedPrivacy) -> list[str]:
     if isinstance(federation.strategy, FedProx):
         found.append(
             "federation.strategy: expected another than 'fedprox' in mode 'distributed': no pull in one step."
+        )
+    if spec.n_colluding > (most := colluders_withstood(federation.n_sites, spec.n_min)):
+        found.append(
+            f"privacy.n_colluding: expected at most {most}, what the masks of {federation.n_sites} sites withstand with "
+            f"n_min = {spec.n_min} (docs/protocol.md); came {spec.n_colluding}. A larger n_min withstands more."
         )
     try:
         distributed_plan.events(
