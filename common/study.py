@@ -568,7 +568,7 @@ def _distributed_problems(study: Study, spec: DistributedPrivacy) -> list[str]:
         )
     if spec.n_colluding > (most := colluders_withstood(federation.n_sites, spec.n_min)):
         found.append(
-            f"privacy.n_colluding: expected at most {most}, what the masks of {federation.n_sites} sites withstand with "
+            f"privacy.n_colluding: expected at most {most}, what masks of {federation.n_sites} sites withstand with "
             f"n_min = {spec.n_min} (docs/protocol.md); came {spec.n_colluding}. A larger n_min withstands more."
         )
     try:

@@ -127,8 +127,8 @@ def sentence(spec: DistributedPrivacy, charged: list[DistributedEvent], *, n_sit
         said += f" (epsilon {_rounded_up(epsilon(charged, USUAL_DELTA))} at {USUAL_DELTA:g})"
     others = _rounded_up(epsilon(charged, spec.delta, n_colluding=spec.n_min - 1))
     said += (
-        f", while at most {spec.n_colluding} of the {spec.n_min} hospitals that a sum needs collude "
-        f"(epsilon {others} if all others do)"
+        f", as long as at most {spec.n_colluding} of the hospitals in a sum (of {spec.n_min} or more) "
+        f"work{'s' if spec.n_colluding == 1 else ''} with the coordinator (epsilon {others} if all others do)"
     )
     if weak := weaknesses(spec, n_sites=n_sites):
         said += f"; weak: {'; '.join(weak)}"

@@ -206,6 +206,7 @@ def test_a_distributed_study_has_secure_sums_whatever_else_it_says() -> None:
             "privacy.n_min, n_colluding: expected 1 <= n_colluding < n_min <= n_sites=5",
         ),
         ("n_colluding = 1", "n_colluding = 4", "privacy.n_min, n_colluding: expected"),
+        ("n_colluding = 1", "n_colluding = 3", "privacy.n_colluding: expected at most 2, what masks"),
         (
             "delta = 1e-5",
             "delta = 6e-4",

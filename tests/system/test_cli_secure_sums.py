@@ -1,4 +1,4 @@
-"""The commands around secure sums, as they are typed: identities, a roster that people sign for, a federation's record."""
+"""The commands around secure sums, as they are typed: identities, a roster to sign for, a federation's record."""
 
 import json
 from pathlib import Path
