@@ -18,6 +18,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from dataclasses import asdict
 from pathlib import Path
 
@@ -141,6 +142,7 @@ def read_roster(path: Path) -> Roster:
         raise LedgerError(f"{path}: cannot be read ({error.strerror}).") from None
 
 
+@lru_cache(maxsize=16)
 def roster_from(data: bytes) -> Roster:
     """Returns the roster whose canonical bytes these are. Raises: LedgerError for all other bytes."""
     problems: list[str] = []

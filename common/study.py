@@ -12,6 +12,7 @@ import hashlib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -346,6 +347,10 @@ class Study:
 
     def digest(self) -> str:
         """Returns the SHA-256 of the study's canonical text, as 64 hexadecimal digits."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:  # asked for with every message
         return hashlib.sha256(b"sottovoce/study/1\n" + canonical(self).encode()).hexdigest()
 
 

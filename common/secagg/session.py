@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Annotated, Any, Literal
 
 from sottovoce.common.config import Interval, build, canonical
@@ -160,6 +160,7 @@ def session_for(agreement: Agreement, *, attempt: int, sites: Sequence[str]) -> 
     return session
 
 
+@lru_cache(maxsize=16)  # each phase brings or resumes it anew; equal bytes are one frozen session
 def decode_session(data: bytes) -> Session:
     """Returns the session whose canonical bytes these are. Raises: SecureSumError for all other bytes."""
     session: Session = build_strictly(Session, data, MAX_SESSION_BYTES)
