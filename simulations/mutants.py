@@ -1112,6 +1112,51 @@ MUTANTS: tuple[Mutant, ...] = (
         test=f"{PRIVACY}/test_planning_distributed.py::"
         "test_colluders_that_are_withstood_cannot_sign_for_two_sets_of_survivors",
     ),
+    Mutant(
+        name="sums-beside-the-filter",
+        trap="P36",
+        what="Sums over sites are left out of what studies of a domain add up to",
+        path="common/privacy/filter.py",
+        old="        return divergence(charge, order)\n    full = _full(charge)\n",
+        new="        return 0.0\n    full = _full(charge)\n",
+        test=f"{LEDGER}/test_sums.py::test_local_studies_and_sums_add_up_in_one_domain_by_the_filter",
+    ),
+    Mutant(
+        name="conceded-for-free",
+        trap="P36",
+        what="What sums concede of delta is not held against what the domain kept",
+        path="common/privacy/filter.py",
+        old="    if conceded_delta(sums) > kept:\n",
+        new="    if False:\n",
+        test=f"{LEDGER}/test_sums.py::test_what_is_conceded_stays_within_what_the_domain_kept_when_it_opened",
+    ),
+    Mutant(
+        name="kept-by-sums-alone",
+        trap="P36",
+        what="The price is at all of delta until the first sum comes",
+        path="common/privacy/filter.py",
+        old="_price(order, delta - kept)) if total",
+        new="_price(order, delta - (kept if sums else 0.0))) if total",
+        test=f"{LEDGER}/test_sums.py::test_what_is_kept_is_paid_by_every_charge_and_not_by_sums_alone",
+    ),
+    Mutant(
+        name="given-back-by-rdp",
+        trap="P36",
+        what="A first study that the filter never covered gives back what it has not drawn",
+        path="common/ledger/state.py",
+        old='grant.approval.decided_by != "rdp_filter"\n',
+        new='grant.approval.decided_by == "pld"\n',
+        test=f"{LEDGER}/test_sums.py::test_the_smallest_order_decides_for_the_first_study_alone_and_nothing_is_given_back",
+    ),
+    Mutant(
+        name="a-sum-approved-as-local",
+        trap="P36",
+        what="A mode is approved whose mechanism is another's",
+        path="common/ledger/state.py",
+        old="    if not all(isinstance(charge, wanted) for charge in body.charges):\n",
+        new="    if False:\n",
+        test=f"{LEDGER}/test_sums.py::test_a_mode_whose_mechanism_is_another_is_refused",
+    ),
 )
 
 
