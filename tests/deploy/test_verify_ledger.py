@@ -197,6 +197,17 @@ def test_its_figures_of_sums_are_ours_and_it_never_finds_more(seed: int) -> None
     assert ours == theirs == math.inf or ours == pytest.approx(theirs, rel=1e-12, abs=1e-9)
 
 
+def test_a_first_study_that_rdp_allowed_is_held_against_the_least_bound_of_any_order() -> None:
+    charge = sums_of(150, 1.0, sampling_prob=0.01)
+    table, figure = as_plain(charge), ACCOUNTANT.epsilon([charge], 1e-5)
+    body = {"charges": [table], "delta": 1e-5, "decided_by": "rdp", "sites_per_patient": 1, "epsilon": figure}
+    domain = {"before": [], "delta": 1e-5, "epsilon_cap": 1.0, "conceded_delta": 1e-8}
+    for recorded, wrong in ((figure, []), (0.9 * figure, ["entry 3"])):
+        found = AUDITOR.figures(3, {**body, "domain_epsilon": recorded}, domain, 1e-3)
+        assert [finding[1] for finding in found] == wrong
+    assert AUDITOR.filter_epsilon([table], domain) > figure + 0.01, "the filter is another figure"
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     disk, folder = lived_with_sums(), tmp_path_factory.mktemp("site")
