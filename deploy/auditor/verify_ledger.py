@@ -37,7 +37,7 @@ from scipy.stats import binom
 
 # What a named person does not sign of an approval: it is computed from the rest, or is the signature.
 UNSIGNED = {"kind", "decided_by", "epsilon", "domain_epsilon", "accountant", "public_key", "signature"}
-sys.path.append(str((OTHER := Path(__file__).with_name("distributed_bound.py")).parent))  # for sums over sites
+sys.path.append(str((OTHER := Path(__file__).with_name("distributed_bound.py")).parent))  # for sums
 ORDERS = [*range(2, 65), *range(68, 129, 4), 160, 192, 256, 384, 512]
 SUM = "poisson_discrete_gaussian_sum"
 LINE = re.compile(rb'\{"entry":(.*),"signature":"([0-9a-f]{128})"\}\n')
