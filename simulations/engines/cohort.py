@@ -28,8 +28,8 @@ from sottovoce.client.train import epochs
 from sottovoce.common.dataset import SiteData
 from sottovoce.common.errors import RunError
 from sottovoce.common.model_specs import Linear, Mlp
-from sottovoce.common.streams import stream
 from sottovoce.common.schedule import learning_rate_at
+from sottovoce.common.streams import stream
 from sottovoce.common.study import Study, Training
 from sottovoce.server.exchange import Call, Collected, Evaluated, Share
 

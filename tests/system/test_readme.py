@@ -108,7 +108,13 @@ def test_the_officer_s_first_three_commands_work_on_what_a_run_leaves_behind(
     of_ledgers = [command[1:] for command in COMMANDS if command[1] == "ledger"]
     officer = [command for command in of_ledgers if "SITE" in command]
     # The others are run in test_cli_secure_sums.py.
-    assert [command[1] for command in of_ledgers] == ["identity", "federation", "verify", "recompute", "export"]
+    assert [command[1] for command in of_ledgers] == [
+        "identity",
+        "federation",
+        "verify",
+        "recompute",
+        "export",
+    ]
     for command in officer:
         run(environment, tmp_path, *(names.get(word, word) for word in command))
     assert (tmp_path / "audit" / "verify_ledger.py").is_file()
