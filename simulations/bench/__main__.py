@@ -78,6 +78,7 @@ def _beside(before: Mapping[str, Any] | None, found: Mapping[str, Any]) -> dict[
 
 
 PROOFS = ("privacy", "ledger")
+SUMS = ("secagg", "distributed")
 
 
 def page_of(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -89,6 +90,12 @@ def page_of(results: Mapping[str, Mapping[str, Any]]) -> str:
         told = (
             "What `make proofs` found, a table for each of its names. A row says how many were run, and the first of "
             "a part how long it took on a machine that did other things as well. A bar that was missed says so."
+        )
+    elif results.keys() <= set(SUMS):
+        title = "# Secure sums, measured\n"
+        told = (
+            "What `make sums` found. Seconds of a client or a coordinator are of its processor; attempts, transcripts and "
+            "patterns of loss are the whole number that the row states. A bar that was missed says so."
         )
     lines = [title, told]
     for name, result in results.items():
