@@ -94,8 +94,8 @@ def page_of(results: Mapping[str, Mapping[str, Any]]) -> str:
     elif results.keys() <= set(SUMS):
         title = "# Secure sums, measured\n"
         told = (
-            "What `make sums` found. Seconds of a client or a coordinator are of its processor; attempts, transcripts and "
-            "patterns of loss are the whole number that the row states. A bar that was missed says so."
+            "What `make sums` found. Seconds of a client or a coordinator are of its processor; attempts, transcripts "
+            "and patterns of loss are the whole number that the row states. A bar that was missed says so."
         )
     lines = [title, told]
     for name, result in results.items():
