@@ -35,6 +35,7 @@ from torch import nn
 
 from sottovoce.client.evaluate import confusion
 from sottovoce.client.releases import (
+    NOT_OF_THE_STUDY,
     NOTHING_RELEASED,
     UNDER_MASKS_ONLY,
     Called,
@@ -60,7 +61,7 @@ from sottovoce.common.folds import fold_of, leaking_random_fold, n_folds
 from sottovoce.common.privacy_specs import DistributedPrivacy, LocalPrivacy, NoPrivacy
 from sottovoce.common.secagg.complaint import Phase
 from sottovoce.common.secagg.session import Agreement, Session
-from sottovoce.common.study import HashFolds, Study
+from sottovoce.common.study import FedProx, HashFolds, Study
 from sottovoce.common.sums import COUNTS, UPDATE, What, codec_of, how, public_weights, run_name, terms_of
 from sottovoce.common.weights import Array, Layout, ModelWeights, digest
 
@@ -142,19 +143,24 @@ def _phase(what: What, phase: Phase) -> Handler:
         visit = _visit(message, context)
         if not visit.secure:
             raise RunError("Expected a request for plain numbers: this study has no secure sums here.")
+        _check_instruction(visit)
         place = SecureFolder(_secure_folder(context, visit.data.site))
         asked = message.content["secagg"]
+        body, model = asked.get("body"), asked.get("model")
+        if not isinstance(body, bytes) or not isinstance(model, str):
+            raise RunError("Expected the bytes of a phase and the digest of a model; came others.")
         terms = terms_of(visit.study, what, n_parameters=visit.weights.layout.size)
         agreement = terms.agreement(
             place.roster(visit.study.digest()),
-            run=run_name(visit.study, seed=visit.seed, fold=visit.fold, how=visit.how, what=what),
+            run=run_name(visit.study, seed=visit.seed, fold=visit.fold, what=what),
             round=visit.round,
-            model_digest=str(asked["model"]),
+            model_digest=model,
         )
         key, held = f"secagg-{what}", context.state.get(f"secagg-{what}")
+        context.state[key] = ConfigRecord({"held": b""})  # whatever goes wrong from here, the attempt is lost
         said = answered(
             phase,
-            bytes(asked["body"]),  # type: ignore[arg-type]
+            body,
             agreement=agreement,
             site=visit.data.site,
             place=place,
@@ -202,6 +208,7 @@ def _vector(
     data = visit.data.select(visit.withheld).originals() if what == COUNTS else visit.trainable
     try:
         if isinstance(study.privacy, DistributedPrivacy):
+            check_units(visit.data, study)  # of the whole site: features were standardised over all of it
             release = release_gradient_sum if what == UPDATE else release_counts_sum
             released = release(
                 _ledger_folder(context, data.site),
@@ -335,6 +342,22 @@ def _called(visit: "_Visit", sent: Mapping[str, Array]) -> Called:
     )
 
 
+def _check_instruction(visit: "_Visit") -> None:
+    """Refuses an instruction that the study does not have. What it has need not be believed of a coordinator.
+
+    In a secure sum a single site that was told something else, of which the others know nothing, could be told apart.
+    """
+    study, strategy = visit.study, visit.study.federation.strategy
+    mu = strategy.mu if isinstance(strategy, FedProx) else 0.0
+    if (
+        (visit.rounds, visit.proximal_mu, visit.leaks) != (study.federation.rounds, mu, False)
+        or not 1 <= visit.round <= visit.rounds
+        or not -1 <= visit.fold < n_folds(study.evaluation.folds)
+        or visit.seed not in study.evaluation.seeds
+    ):
+        raise Refusal(NOT_OF_THE_STUDY)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Visit:
     """One message's view of this process: what to do, with which data and model."""
@@ -445,8 +468,7 @@ def _arrays(message: Message) -> ArrayRecord:
 
 
 def _setting(context: Context, name: str) -> str:
-    # A run's configuration is the coordinator's. A hospital's node, with its own ledger, takes nothing from it.
-    shared = {} if "ledger-folder" in context.node_config else context.run_config
+    shared = {} if _is_a_hospitals(context) else context.run_config
     value = context.node_config.get(name, shared.get(name))
     if not isinstance(value, str):
         raise RunError(f"Expected {name!r} in the node's or the run's configuration; came nothing.")
@@ -472,12 +494,19 @@ def _is_twin(context: Context) -> bool:
     return True
 
 
+def _is_a_hospitals(context: Context) -> bool:
+    """A run's configuration is the coordinator's. A node with folders of its own takes nothing from it."""
+    return "ledger-folder" in context.node_config or "secure-folder" in context.node_config
+
+
 def _keeps_ledger(context: Context) -> bool:
-    return "ledger-folder" in context.node_config or "ledgers-folder" in context.run_config
+    if _is_a_hospitals(context):
+        return "ledger-folder" in context.node_config
+    return "ledgers-folder" in context.run_config
 
 
 def _ledger_folder(context: Context, site: str) -> Path:
-    if "ledger-folder" not in context.node_config and "ledgers-folder" in context.run_config:
+    if not _is_a_hospitals(context) and "ledgers-folder" in context.run_config:
         return Path(_setting(context, "ledgers-folder")) / site
     return Path(_setting(context, "ledger-folder"))
 
@@ -485,7 +514,7 @@ def _ledger_folder(context: Context, site: str) -> Path:
 def _secure_folder(context: Context, site: str) -> Path:
     if _keeps_ledger(context):
         return _ledger_folder(context, site) / SECURE
-    if "secure-folder" not in context.node_config and "secure-folders" in context.run_config:
+    if not _is_a_hospitals(context) and "secure-folders" in context.run_config:
         return Path(_setting(context, "secure-folders")) / site
     return Path(_setting(context, "secure-folder"))
 

@@ -58,7 +58,7 @@ def answered(
     try:
         return _answered(phase, body, agreement, site, place, held, vector)
     except SecureSumError as error:
-        return Answer(complaint=error.complaint or _complaint(error, phase, agreement, site, place))
+        return Answer(complaint=_signed(error, phase, agreement, site, place, None).complaint)
 
 
 def _answered(
@@ -83,7 +83,10 @@ def _answered(
         case "mask":
             if vector is None or participant.session is None or not participant.may_mask:
                 raise SecureSumError("phase", "Expected to mask once and in its turn; came it out of order.")
-            reply, checkpoint = vector(participant.session, lambda values: participant.mask(body, values))
+            try:
+                reply, checkpoint = vector(participant.session, lambda values: participant.mask(body, values))
+            except SecureSumError as error:
+                raise _signed(error, phase, agreement, site, place, participant.session) from None
         case "consent":
             reply = participant.consent(body)
         case "reveal":
@@ -93,15 +96,23 @@ def _answered(
     return Answer(body=reply, checkpoint=checkpoint, held=participant.state_bytes())
 
 
-def _complaint(
-    error: SecureSumError, phase: Phase, agreement: Agreement, site: str, place: SecureFolder
-) -> bytes:
-    """Signs what was refused before any machine of the protocol was there to do it."""
+def _signed(
+    error: SecureSumError,
+    phase: Phase,
+    agreement: Agreement,
+    site: str,
+    place: SecureFolder,
+    session: Session | None,
+) -> SecureSumError:
+    """Returns the error with a complaint: what was refused outside of any machine of the protocol has none yet."""
+    if error.complaint:
+        return error
     where = Place(
         run=agreement.run,
         round=agreement.round,
-        attempt=0,
-        session="0" * 64,
+        attempt=session.attempt if session else 0,
+        session=session.digest.hex() if session else "0" * 64,
         phase=phase,
     )
-    return sign_complaint(error, where, accuser=site, key=place.key)
+    record = sign_complaint(error, where, accuser=site, key=place.key)
+    return SecureSumError(error.reason, str(error), accused=error.accused, complaint=record)

@@ -78,6 +78,10 @@ class SecureFolder:
             )
         return roster_from(path.read_bytes())
 
+    def has_roster(self, study: str) -> bool:
+        """Says whether one was pinned for a study."""
+        return self._roster_file(study).exists()
+
     def record(self, mark: Mark) -> bool:
         """Makes a mark durable, unless this or a later one of its run is there."""
         with self._locked():
@@ -122,15 +126,8 @@ def roster_of(coordinator: str, sites: Sequence[str]) -> Roster:
         if not equals or not name or not name.isprintable():
             raise LedgerError(f"--site: expected NAME=KEY; came {said[:60]!r}.")
         members.append(Member(site=name, public_key=public_key_from(key)))
-    names, keys = {member.site for member in members}, {member.public_key for member in members}
-    central = public_key_from(coordinator)
-    if len(names) < len(members) or len(keys | {central}) <= len(members) or COORDINATOR in names:
-        raise LedgerError(
-            "Expected every site once, each with a key of its own that is not the coordinator's."
-        )
-    if not MIN_SITES <= len(members) <= MAX_SITES:
-        raise LedgerError(f"Expected {MIN_SITES} to {MAX_SITES} sites; came {len(members)}.")
-    return Roster(coordinator=central, members=tuple(sorted(members, key=lambda member: member.site)))
+    ordered = tuple(sorted(members, key=lambda member: member.site))
+    return sound(Roster(coordinator=public_key_from(coordinator), members=ordered))
 
 
 def read_roster(path: Path) -> Roster:
@@ -151,7 +148,20 @@ def roster_from(data: bytes) -> Roster:
     except (ValueError, RecursionError):
         roster, problems = None, ["expected JSON in ASCII"]
     if roster is not None and canonical(roster).encode() == data.strip():
-        return roster
+        return sound(roster)
     raise LedgerError(
         f"Expected a roster of coordinator and sites; came another file. {' '.join(problems[:2])}"
     )
+
+
+def sound(roster: Roster) -> Roster:
+    """Returns a roster in which every site is one. Raises: LedgerError."""
+    members = roster.members
+    names, keys = {member.site for member in members}, {member.public_key for member in members}
+    if len(names) < len(members) or len(keys | {roster.coordinator}) <= len(members) or COORDINATOR in names:
+        raise LedgerError(
+            "Expected every site once, each with a key of its own that is not the coordinator's."
+        )
+    if not MIN_SITES <= len(members) <= MAX_SITES:
+        raise LedgerError(f"Expected {MIN_SITES} to {MAX_SITES} sites; came {len(members)}.")
+    return roster

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 
 from sottovoce.client import policy as policies
-from sottovoce.client.secure_folder import SecureFolder
+from sottovoce.client.secure_folder import SecureFolder, sound
 from sottovoce.common.errors import LedgerError
 from sottovoce.common.files import write_whole
 from sottovoce.common.keys import SigningKey, load_keys, new_keys
@@ -127,11 +127,16 @@ class SiteLedger:
             LedgerError: as `request`.
         """
         request = self.request(study, domain, roster)
-        if study.sums_are_secure and roster is not None:
-            self.secure.pin(
-                study.digest(), roster
-            )  # before the approval: one that was denied is not looked at
-        return self.budget.approve_with(request, person=person, key=key)
+        if roster is None or not study.sums_are_secure:
+            return self.budget.approve_with(request, person=person, key=key)
+        # The first one before the approval, so that no crash leaves an approval without; a later one only if granted.
+        first = not self.secure.has_roster(study.digest())
+        if first:
+            self.secure.pin(study.digest(), roster)
+        answer = self.budget.approve_with(request, person=person, key=key)
+        if isinstance(answer, Granted) and not first:
+            self.secure.pin(study.digest(), roster)
+        return answer
 
     def request(self, study: Study, domain: str, roster: Roster | None = None) -> Request:
         """Returns what a person is asked to sign for: with secure sums also for who takes part, by their keys.
@@ -142,7 +147,9 @@ class SiteLedger:
         request = request_of(study, domain)
         if not study.sums_are_secure:
             return request
-        return replace(request, facts={**request.facts, "roster": roster_digest(self._checked(roster))})
+        return replace(
+            request, facts={**request.facts, "roster": roster_digest(self._checked(study, roster))}
+        )
 
     @property
     def secure(self) -> SecureFolder:
@@ -159,10 +166,15 @@ class SiteLedger:
             )
         return roster
 
-    def _checked(self, roster: Roster | None) -> Roster:
+    def _checked(self, study: Study, roster: Roster | None) -> Roster:
         if roster is None:
             raise LedgerError(
                 "Expected a roster beside a study with secure sums: which sites take part, under which keys."
+            )
+        sound(roster)
+        if len(roster.members) != study.federation.n_sites:
+            raise LedgerError(
+                f"Expected a roster of the study's {study.federation.n_sites} sites; came {len(roster.members)}."
             )
         if roster.key_of(self.budget.state.site) != self.secure.key.public_hex:
             raise LedgerError(

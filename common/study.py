@@ -343,7 +343,8 @@ class Study:
             return True
         if self.federation.secure_sum is not None:
             return self.federation.secure_sum
-        return isinstance(self.privacy, LocalPrivacy) and 3 <= self.cohort_size <= MOST_SITES
+        enough = self.cohort_size >= 3 and self.federation.n_sites <= MOST_SITES
+        return isinstance(self.privacy, LocalPrivacy) and enough
 
     def digest(self) -> str:
         """Returns the SHA-256 of the study's canonical text, as 64 hexadecimal digits."""
@@ -537,9 +538,10 @@ def _secure_sum_problems(study: Study) -> list[str]:
         found.append(
             "federation.secure_sum: expected true in mode 'distributed': one share of noise is thin."
         )
-    if study.sums_are_secure and not 3 <= study.cohort_size <= MOST_SITES:
+    if study.sums_are_secure and (study.cohort_size < 3 or federation.n_sites > MOST_SITES):
         found.append(
-            f"federation.secure_sum: expected 3 to {MOST_SITES} sites in a round; came {study.cohort_size}."
+            f"federation.secure_sum: expected 3 sites or more in a round, and {MOST_SITES} or fewer in all; came "
+            f"{study.cohort_size} and {federation.n_sites}."
         )
     if federation.compression is not None and not study.sums_are_secure:
         found.append(

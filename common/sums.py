@@ -1,7 +1,8 @@
 """What both ends of a study's secure sums know before the first message: derived from the study, told by nobody.
 
-    terms = terms_of(study, UPDATE, length=136)
-    agreement = terms.agreement(roster, run=run_name(study, call, UPDATE), round=3, model_digest=digest)
+    terms = terms_of(study, UPDATE, n_parameters=136)
+    run = run_name(study, seed=0, fold=1, what=UPDATE)
+    agreement = terms.agreement(roster, run=run, round=3, model_digest=digest)
 
 | mode          | an update is                                     | evaluation counts are                      |
 |---------------|--------------------------------------------------|--------------------------------------------|
@@ -68,8 +69,10 @@ def terms_of(study: Study, what: What, *, n_parameters: int) -> Terms:
                 f"{mechanism.n_parameters}. Mend the study."
             )
         return _terms(study, mechanism.n_parameters, mechanism.largest_entry, RING_BITS)
-    if what == COUNTS:
-        return _terms(study, len(study.labels.classes) ** 2, MAX_SUM // study.cohort_size, RING_BITS)
+    if what == COUNTS:  # of all sites, whoever trained in the round
+        n_sites = study.federation.n_sites
+        length, bound = len(study.labels.classes) ** 2, MAX_SUM // n_sites
+        return Terms(length=length, value_bound=bound, ring_bits=RING_BITS, n_min=least_of(study, n_sites))
     codec = codec_of(study, n_parameters, seed=0, round=0)
     return _terms(study, codec.length, codec.value_bound, codec.ring_bits)
 
@@ -97,11 +100,11 @@ def codec_of(study: Study, n_parameters: int, *, seed: int, round: int) -> Codec
     )
 
 
-def least_of(study: Study) -> int:
-    """Returns how many sites a sum needs at least: the noise was sized for them, or the study's quorum."""
+def least_of(study: Study, n_asked: int) -> int:
+    """Returns how many of so many sites a sum needs at least: the noise was sized for them, or the study's quorum."""
     if isinstance(study.privacy, DistributedPrivacy):
         return study.privacy.n_min
-    return max(3, study.federation.quorum or study.cohort_size // 2 + 1)
+    return max(3, study.federation.quorum or n_asked // 2 + 1)
 
 
 def public_weights(study: Study, roster: Roster) -> dict[str, float]:
@@ -114,9 +117,9 @@ def public_weights(study: Study, roster: Roster) -> dict[str, float]:
     return {site: weight / max(weights) for site, weight in zip(sites, weights, strict=True)}
 
 
-def run_name(study: Study, *, seed: int, fold: int, how: str, what: What) -> str:
+def run_name(study: Study, *, seed: int, fold: int, what: What) -> str:
     """Returns the name of a run of sums: in one of them every (round, attempt) is answered once."""
-    return f"{study.digest()[:32]}/{seed}/{fold}/{how}/{what}"
+    return f"{study.digest()[:32]}/{seed}/{fold}/{what}"
 
 
 def how(*, rounds: int, proximal_mu: float, leaks: bool) -> str:
@@ -136,4 +139,6 @@ def roster_digest(roster: Roster) -> str:
 
 
 def _terms(study: Study, length: int, value_bound: int, ring_bits: int) -> Terms:
-    return Terms(length=length, value_bound=value_bound, ring_bits=ring_bits, n_min=least_of(study))
+    return Terms(
+        length=length, value_bound=value_bound, ring_bits=ring_bits, n_min=least_of(study, study.cohort_size)
+    )

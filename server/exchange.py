@@ -120,6 +120,9 @@ class Evaluated:
 
     counts: Counts | None
     refused: dict[str, str] = field(default_factory=dict)
+    checkpoints: dict[str, str] = field(default_factory=dict)
+    n_bytes_up: int = 0
+    n_bytes_down: int = 0
 
 
 class Exchange(Protocol):
@@ -176,15 +179,18 @@ class GridExchange:
 
     def evaluate(self, call: Call, sites: Sequence[str], n_classes: int) -> Evaluated:
         """Sends the weights and sums the counts."""
-        counts, refused = np.zeros((n_classes, n_classes), np.int64), dict[str, str]()
+        counts = np.zeros((n_classes, n_classes), np.int64)
+        evaluated = Evaluated(counts=counts)
         for site, reply in zip(sites, self._ask(MessageType.EVALUATE, call, sites), strict=True):
             try:
-                counts += confusion_counts(
-                    call.group, self._from(site, reply), n_classes, private=call.private
-                )
+                said = self._from(site, reply)
+                counts += confusion_counts(call.group, said, n_classes, private=call.private)
+                if said.checkpoint is not None:
+                    evaluated.checkpoints[site] = said.checkpoint
             except UpdateRefused as refusal:
-                refused[site] = str(refusal)
-        return Evaluated(counts=np.maximum(counts, 0), refused=refused)  # noise takes small sums below zero
+                evaluated.refused[site] = str(refusal)
+        evaluated.counts = np.maximum(counts, 0)  # noise takes small sums below zero
+        return evaluated
 
     def phase(
         self, kind: str, phase: str, call: Call, model: str, bodies: Mapping[str, bytes]

@@ -312,21 +312,27 @@ class _Loop:
             update_norm=diagnostics.update_norm,
             sites=tuple(collected.sites),
             refused=refused,
-            bytes_down=collected.n_bytes_down,
-            bytes_up=collected.n_bytes_up,
+            bytes_down=collected.n_bytes_down + (evaluated.n_bytes_down if evaluated else 0),
+            bytes_up=collected.n_bytes_up + (evaluated.n_bytes_up if evaluated else 0),
             seconds=time.monotonic() - began,
             confusion=_plain_counts(evaluated),
-            witnessed=collected.checkpoints,
+            witnessed={**collected.checkpoints, **(evaluated.checkpoints if evaluated else {})},
         )
 
     def _collect(self, state: ServerState, number: int) -> tuple[Call, Collected]:
         cohort = cohort_of(self.study, self.sites, seed=self.cell.seed, round=number)
         quorum = quorum_of(self.study, len(cohort))
+        before: Collected | None = None
         for attempt in range(1, ATTEMPTS + 1):
             call = self._call(state, number, attempt)
             collected = self.exchange.train(call, cohort)
+            if before is not None:  # what an attempt cost, and what sites signed in it, is not forgotten
+                collected.n_bytes_up += before.n_bytes_up
+                collected.n_bytes_down += before.n_bytes_down
+                collected.checkpoints = {**before.checkpoints, **collected.checkpoints}
             if len(collected.sites) >= quorum:
                 return call, collected
+            before = collected
         reasons = "; ".join(f"{site}: {reason}" for site, reason in list(collected.refused.items())[:5])
         raise QuorumError(
             f"Expected updates of at least {quorum} of {len(cohort)} sites in round {number}; came "

@@ -4,11 +4,15 @@
     outcome = rounds.run(exchange, study, ...)
 
 Guarantees:
-  - What a round uses is the exact integer sum of the survivors' vectors, decoded once; no single one is ever known.
+  - What a round uses is the exact integer sum of the survivors' vectors, decoded once. Of one attempt no single vector
+    is ever known. In modes `none` and `local` a site masks the same vector in each attempt at a round, so that two
+    attempts with other survivors tell what they differ in: in `local` an update that is private already, in `none` the
+    update itself. In `distributed` every attempt has coins and noise of its own, and is charged.
   - An attempt is in the federation's ledger before its first message, and marked as spent before the first message
     that may be answered with a vector. A number of an attempt is never used twice, after a crash either.
   - A site that answers late, wrongly or not at all is lost to the attempt, with its reason. What survivors, signatures
     and complaints there were is recorded.
+  - A site that was caught dealing shares of no secret is not invited again while enough others are there.
   - Weights, bounds, grid and divisor are the study's public constants.
 """
 
@@ -20,7 +24,7 @@ from typing import Protocol, get_args
 import numpy as np
 import numpy.typing as npt
 
-from sottovoce.common.errors import PrivacyError, SecureSumError
+from sottovoce.common.errors import PrivacyError, RunError, SecureSumError
 from sottovoce.common.flower import SumReply
 from sottovoce.common.keys import SigningKey
 from sottovoce.common.privacy.distributed import decoded
@@ -30,7 +34,7 @@ from sottovoce.common.privacy_specs import DistributedPrivacy
 from sottovoce.common.schedule import learning_rate_at
 from sottovoce.common.secagg.complaint import Phase
 from sottovoce.common.secagg.coordinator import Coordinator, SecureSum
-from sottovoce.common.secagg.session import Roster, Session, session_for
+from sottovoce.common.secagg.session import MIN_SITES, Roster, Session, session_for
 from sottovoce.common.study import Study
 from sottovoce.common.sums import (
     COUNTS,
@@ -38,7 +42,6 @@ from sottovoce.common.sums import (
     Terms,
     What,
     codec_of,
-    how,
     mechanism_of,
     public_weights,
     run_name,
@@ -114,6 +117,7 @@ class SecureExchange:
     ) -> None:
         self._phases, self._study = phases, study
         self._roster, self._key, self._record = roster, key, record
+        self._caught: dict[str, str] = {}  # sites, and what of
 
     @property
     def sites(self) -> Sequence[str]:
@@ -132,22 +136,33 @@ class SecureExchange:
             n_bytes_up=attempt.n_bytes_up,
             n_bytes_down=attempt.n_bytes_down + call.weights.nbytes * len(cohort),
         )
-        if attempt.total is not None:
-            collected.total, collected.weight = self._decoded(call, attempt.total)
-            collected.sites = list(attempt.total.survivors)
+        if attempt.total is None:
+            return collected
+        total, weight = self._decoded(call, attempt.total)
+        if not self._is_bounded(call, total, weight):
+            collected.refused |= dict.fromkeys(
+                attempt.total.survivors, "the sum is longer than all bounds together"
+            )
+            return collected
+        collected.total, collected.weight = total, weight
+        collected.sites = list(attempt.total.survivors)
         return collected
 
     def evaluate(self, call: Call, sites: Sequence[str], n_classes: int) -> Evaluated:
         """Returns the sum of all sites' counts; without counts where no attempt came to a sum."""
         terms = terms_of(self._study, COUNTS, n_parameters=call.layout.size)
-        refused: dict[str, str] = {}
+        evaluated = Evaluated(counts=None)
         for _ in range(EVALUATION_ATTEMPTS):
             attempt = self._attempt(COUNTS, call, sites, terms)
-            refused |= attempt.refused
+            evaluated.checkpoints |= attempt.checkpoints
+            evaluated.n_bytes_up += attempt.n_bytes_up
+            evaluated.n_bytes_down += attempt.n_bytes_down + call.weights.nbytes * len(sites)
+            evaluated.refused |= attempt.refused
             if attempt.total is not None:
                 counts = self._counts(attempt.total).reshape(n_classes, n_classes)
-                return Evaluated(counts=np.maximum(counts, 0), refused=attempt.refused)
-        return Evaluated(counts=None, refused=refused)
+                evaluated.counts, evaluated.refused = np.maximum(counts, 0), attempt.refused
+                break
+        return evaluated
 
     def _attempt(self, what: What, call: Call, sites: Sequence[str], terms: Terms) -> _Attempt:
         """Makes one attempt, from the opening to the sum or to its end without one."""
@@ -156,7 +171,11 @@ class SecureExchange:
             self._roster, run=self._run(what, call), round=call.round, model_digest=model
         )
         number = self._record.n_attempts(agreement.run, call.round) + 1
-        session = session_for(agreement, attempt=number, sites=sites)
+        sites = self._trusted(sites, terms)
+        try:
+            session = session_for(agreement, attempt=number, sites=sites)
+        except SecureSumError as error:
+            raise RunError(f"No secure sum of these sites: {error}") from None
         self._record.opened(session, what=what, event=self._event(what))
         coordinator, attempt = Coordinator(session, key=self._key), _Attempt()
         bodies = dict.fromkeys(sites, coordinator.opening())
@@ -169,6 +188,8 @@ class SecureExchange:
             attempt.total = coordinator.finish()
         except SecureSumError as error:
             reason = f"{error.reason}: {error}"
+            if error.reason == "share" and error.accused in sites:
+                self._caught[error.accused] = f"left out: {error}"
             complaints = (*coordinator.complaints, *attempt.complaints)
             self._record.abandoned(session, phase=coordinator.phase, reason=reason, complaints=complaints)
             for site in sites:
@@ -184,6 +205,11 @@ class SecureExchange:
             n_bytes_down=attempt.n_bytes_down,
         )
         return attempt
+
+    def _trusted(self, sites: Sequence[str], terms: Terms) -> Sequence[str]:
+        """Returns the sites without those that were caught, where the others are enough for a sum."""
+        others = [site for site in sites if site not in self._caught]
+        return others if len(others) >= max(terms.n_min, MIN_SITES) else sites
 
     def _phase(
         self,
@@ -223,6 +249,14 @@ class SecureExchange:
         weights = public_weights(self._study, self._roster)
         return codec.decode(total.values), sum(weights[site] for site in total.survivors)
 
+    def _is_bounded(self, call: Call, total: npt.NDArray[np.float64], weight: float) -> bool:
+        """Says whether sites that keep the study's bound can add up to this, rounding allowed for."""
+        if isinstance(self._study.privacy, DistributedPrivacy):
+            return True  # noise has no bound
+        compression = self._study.federation.compression
+        bound = call.max_update_norm if compression is None else 2 * compression.norm  # it rounds by coins
+        return float(np.linalg.norm(total)) <= weight * bound * (1 + 1e-6) + 1e-3
+
     def _counts(self, total: SecureSum) -> npt.NDArray[np.int64]:
         spec = self._study.privacy
         if not isinstance(spec, DistributedPrivacy):
@@ -242,10 +276,4 @@ class SecureExchange:
         return mechanism.event(sampling_prob=sampling_prob, steps=1, n_patients=spec.n_patients_public)
 
     def _run(self, what: What, call: Call) -> str:
-        said = call.message_config
-        rest = how(
-            rounds=call.rounds,
-            proximal_mu=float(said["proximal-mu"]),
-            leaks=bool(said.get("leaking-split", False)),
-        )
-        return run_name(self._study, seed=call.seed, fold=call.fold, how=rest, what=what)
+        return run_name(self._study, seed=call.seed, fold=call.fold, what=what)

@@ -65,7 +65,11 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """A signed complaint: of whom, against whom, why. `proven`: the accused itself signed what was refused."""
+    """A signed complaint: of whom, against whom, why.
+
+    `signed_by_accused`: the message is no invention of the accuser. It is no proof of guilt: a sound message can be
+    complained of too.
+    """
 
     run: str
     round: int
@@ -73,7 +77,7 @@ class Judged:
     accuser: str
     accused: str
     reason: str
-    proven: bool
+    signed_by_accused: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,5 +226,5 @@ def _judged(said: Federation) -> Iterator[Judged]:
                 accuser=complaint.accuser,
                 accused=complaint.accused,
                 reason=complaint.reason,
-                proven=proves(complaint, said.roster),
+                signed_by_accused=proves(complaint, said.roster),
             )

@@ -91,7 +91,7 @@ def _complaint(row: Row) -> Row:
         "by": row["accuser"],
         "of": row["accused"] or "nobody",
         "reason": row["reason"],
-        "": "the accused signed what was refused" if row["proven"] else "the accuser's word",
+        "": "the accused signed it" if row["signed_by_accused"] else "the accuser's word",
     }
 
 

@@ -130,6 +130,9 @@ def sentence(spec: DistributedPrivacy, charged: list[DistributedEvent], *, n_sit
         f", as long as at most {spec.n_colluding} of the hospitals in a sum (of {spec.n_min} or more) "
         f"work{'s' if spec.n_colluding == 1 else ''} with the coordinator (epsilon {others} if all others do)"
     )
+    if spec.max_sites_per_patient > 1:
+        several = _rounded_up(epsilon(charged, spec.delta, n_sites=spec.max_sites_per_patient))
+        said += f"; epsilon {several} for a patient in {spec.max_sites_per_patient} hospitals"
     if weak := weaknesses(spec, n_sites=n_sites):
         said += f"; weak: {'; '.join(weak)}"
     return f"{SIMULATED}; this study would cost {said}" if spec.seeded_noise else said

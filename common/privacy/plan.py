@@ -242,7 +242,11 @@ def stamp(spec: NoPrivacy | LocalPrivacy, rounds: int, *, n_counts: int = 0) -> 
             f"privacy: this study has no finite epsilon at delta {delta:g}; expected more noise, fewer steps, or a "
             "larger cap on the draw. Ask `sottovoce privacy plan`."
         )
-    return _sentence(figure, delta, usual, weak=weaknesses(spec), simulated=spec.seeded_noise)
+    said = _sentence(figure, delta, usual, weak=weaknesses(spec), simulated=spec.seeded_noise)
+    if spec.max_sites_per_patient == 1:
+        return said
+    several = accountant.epsilon(accountant.in_sites(charged, spec.max_sites_per_patient), delta)
+    return f"{said}; epsilon {_rounded_up(several)} for a patient in {spec.max_sites_per_patient} hospitals"
 
 
 def _sentence(

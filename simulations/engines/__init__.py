@@ -77,7 +77,7 @@ def _own(
 ) -> dict[str, str | bool]:
     """What a node has of its own beside its data, as a hospital's would."""
     if secure is not None:
-        return {"secure-folder": str(secure / site)}
+        return {"secure-folder": str(secure / site), "study-file": str(study_file)}
     if ledgers is not None:
         return {"ledger-folder": str(ledgers / site), "study-file": str(study_file)}
     return {"without-privacy": True} if without_privacy else {}

@@ -732,7 +732,7 @@ def test_the_figures_are_those_of_the_attempts() -> None:
     assert report.left_out() == (("study", 3, 3),)
     (judged,) = report.complaints
     assert (judged.attempt, judged.accuser, judged.accused) == (4, "coordinator", SITES[1])
-    assert (judged.reason, judged.proven) == ("signature", False)
+    assert (judged.reason, judged.signed_by_accused) == ("signature", False)
 
 
 def test_a_complaint_whose_evidence_the_accused_signed_is_proven() -> None:
@@ -744,7 +744,7 @@ def test_a_complaint_whose_evidence_the_accused_signed_is_proven() -> None:
         ledger.opened(attempt.session, what="update", event=None)
         ledger.abandoned(attempt.session, phase="deal", reason="few", complaints=(error.value.complaint,))
     (judged,) = read(bytes_of(disk)).complaints
-    assert (judged.accused, judged.reason, judged.proven) == (SITES[1], "form", True)
+    assert (judged.accused, judged.reason, judged.signed_by_accused) == (SITES[1], "form", True)
 
 
 def test_every_spent_attempt_costs_its_step_and_no_other_does() -> None:

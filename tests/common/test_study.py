@@ -232,4 +232,4 @@ def test_secure_sums_are_on_where_something_is_promised_and_sites_are_enough() -
     (problem,) = problems_of(
         GOOD.replace("n_sites = 3", "n_sites = 2").replace("rounds = 2", "rounds = 2, secure_sum = true")
     )
-    assert problem.startswith("federation.secure_sum: expected 3 to 50 sites")
+    assert problem.startswith("federation.secure_sum: expected 3 sites or more in a round, and 50 or fewer")
