@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sottovoce.common.errors import PrivacyError, RunError, SecureSumError
+from sottovoce.common.federation_ledger import FederationLedger
 from sottovoce.common.flower import SumReply
 from sottovoce.common.keys import SigningKey
 from sottovoce.common.privacy.distributed import decoded
@@ -34,7 +35,7 @@ from sottovoce.common.privacy_specs import DistributedPrivacy
 from sottovoce.common.schedule import learning_rate_at
 from sottovoce.common.secagg.complaint import Phase
 from sottovoce.common.secagg.coordinator import Coordinator, SecureSum
-from sottovoce.common.secagg.session import MIN_SITES, Roster, Session, session_for
+from sottovoce.common.secagg.session import MIN_SITES, Roster, session_for
 from sottovoce.common.study import Study
 from sottovoce.common.sums import (
     COUNTS,
@@ -68,35 +69,6 @@ class Phases(Protocol):
         """Sends each site its body (in phase `mask` with the weights) and yields what each said."""
 
 
-class Record(Protocol):
-    """The federation's ledger, as far as a sum writes to it."""
-
-    def n_attempts(self, run: str, round: int) -> int:
-        """Returns how many attempts there were."""
-
-    def opened(self, session: Session, *, what: str, event: DistributedEvent | None) -> None:
-        """Records an attempt, durably."""
-
-    def spent(self, session: Session, *, dealers: Sequence[str]) -> None:
-        """Records that vectors may leave from now on, durably."""
-
-    def summed(
-        self,
-        session: Session,
-        *,
-        survivors: tuple[str, ...],
-        consents: tuple[bytes, ...],
-        complaints: tuple[bytes, ...],
-        sum_sha256: str,
-        n_bytes_up: int,
-        n_bytes_down: int,
-    ) -> None:
-        """Records a sum."""
-
-    def abandoned(self, session: Session, *, phase: str, reason: str, complaints: tuple[bytes, ...]) -> None:
-        """Records that there will be none."""
-
-
 @dataclass(kw_only=True)
 class _Attempt:
     """What is known of one attempt; `total` is None where it came to no sum."""
@@ -113,7 +85,7 @@ class SecureExchange:
     """The `Exchange` of a study with secure sums."""
 
     def __init__(
-        self, phases: Phases, study: Study, *, roster: Roster, key: SigningKey, record: Record
+        self, phases: Phases, study: Study, *, roster: Roster, key: SigningKey, record: FederationLedger
     ) -> None:
         self._phases, self._study = phases, study
         self._roster, self._key, self._record = roster, key, record
