@@ -45,6 +45,7 @@ TRAPS = tuple(f"T{number}" for number in range(1, 19))
 PRIVACY, LEDGER, CLIENT = "tests/common/privacy", "tests/common/ledger", "tests/client"
 SECAGG = "tests/common/secagg"
 SECURE, SECURE_ROUNDS = f"{CLIENT}/test_secure.py", "tests/simulations/test_secure_rounds.py"
+SECURE_HOSTILE = "tests/simulations/test_secure_hostile.py"
 AUDIT = "tests/simulations/test_audit.py"
 TIMEOUT_SECONDS = 600  # of one test on a busy machine
 
@@ -1267,6 +1268,24 @@ MUTANTS: tuple[Mutant, ...] = (
         test=f"{SECURE}::test_no_phase_is_answered_twice_whichever_process_is_asked",
     ),
     Mutant(
+        name="instruction-believed",
+        trap="P37",
+        what="Rounds, pull, folds and seeds are what a message says",
+        path="client/app.py",
+        old="        _check_instruction(visit)\n",
+        new="",
+        test=f"{SECURE_HOSTILE}::test_a_site_takes_rounds_and_pull_from_its_study_alone",
+    ),
+    Mutant(
+        name="asked-again-after-a-failure",
+        trap="P37",
+        what="A site whose vector failed makes another in the same attempt",
+        path="client/app.py",
+        old='        context.state[key] = ConfigRecord({"held": b""})',
+        new="        context.state.get(key)",
+        test=f"{SECURE_HOSTILE}::test_a_site_whose_vector_failed_is_lost_to_the_attempt_and_charged_once",
+    ),
+    Mutant(
         name="attempts-counted-in-memory",
         trap="P38",
         what="The number of an attempt is the round's own count, not the record's",
@@ -1336,6 +1355,16 @@ MUTANTS: tuple[Mutant, ...] = (
         test=f"{SECURE}::test_counts_of_fewer_sites_than_the_noise_was_sized_for_are_not_read",
     ),
     Mutant(
+        name="caught-and-invited",
+        trap="P38",
+        what="A dealer that was caught is invited to every later attempt",
+        path="server/secure.py",
+        old="        sites = self._trusted(sites, terms)\n",
+        new="",
+        test=f"{SECURE_HOSTILE}::"
+        "test_a_dealer_whose_shares_are_of_no_secret_ends_one_attempt_and_is_not_asked_again",
+    ),
+    Mutant(
         name="quorum-for-n-min",
         trap="P39",
         what="A sum of shares of noise needs the federation's quorum alone",
@@ -1349,9 +1378,9 @@ MUTANTS: tuple[Mutant, ...] = (
         trap="P39",
         what="Sums of updates and of counts are one run",
         path="common/sums.py",
-        old="/{how}/{what}",
-        new="/{how}",
-        test=f"{SECURE}::test_every_part_of_an_instruction_is_in_the_name_of_its_run",
+        old="/{fold}/{what}",
+        new="/{fold}",
+        test=f"{SECURE}::test_runs_of_another_study_seed_fold_or_kind_have_other_names",
     ),
     Mutant(
         name="run-of-any-study",
@@ -1360,7 +1389,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path="common/sums.py",
         old="{study.digest()[:32]}/{seed}",
         new="{seed}",
-        test=f"{SECURE}::test_every_part_of_an_instruction_is_in_the_name_of_its_run",
+        test=f"{SECURE}::test_runs_of_another_study_seed_fold_or_kind_have_other_names",
     ),
     Mutant(
         name="not-turned",
