@@ -41,9 +41,8 @@ from sottovoce.client.releases import (
     Called,
     Refusal,
     release_confusion,
-    release_counts_sum,
-    release_gradient_sum,
     release_openly,
+    release_part,
     release_update,
 )
 from sottovoce.client.secure import Mask, answered
@@ -209,13 +208,13 @@ def _vector(
     try:
         if isinstance(study.privacy, DistributedPrivacy):
             check_units(visit.data, study)  # of the whole site: features were standardised over all of it
-            release = release_gradient_sum if what == UPDATE else release_counts_sum
-            released = release(
+            released = release_part(
                 _ledger_folder(context, data.site),
                 study,
                 visit.model,
                 data,
                 called,
+                what,
                 attempt=session.attempt,
                 mask=mask,
                 device=visit.device,

@@ -34,7 +34,7 @@ from sottovoce.common.privacy.stages import PatientGradients
 from sottovoce.common.privacy_specs import DistributedPrivacy, LocalPrivacy, Private
 from sottovoce.common.streams import derive
 from sottovoce.common.study import Study
-from sottovoce.common.sums import COUNTS, UPDATE, mechanism_of
+from sottovoce.common.sums import COUNTS, UPDATE, What, mechanism_of
 
 _log = logging.getLogger(__name__)
 
@@ -128,67 +128,42 @@ def release_confusion(
     return _released(folder, study, ask, data, make)
 
 
-def release_gradient_sum(
+def release_part(
     folder: Path,
     study: Study,
     model: nn.Module,
     data: SiteData,
     called: Called,
+    what: What,
     *,
     attempt: int,
     mask: Mask,
     device: str = "cpu",
 ) -> Released:
-    """Makes this site's part of a round's sum (mode `distributed`) and puts its masks on; each attempt is charged.
+    """Makes this site's part of a sum of mode `distributed` and puts its masks on; each attempt is charged.
+
+    The part is of clipped gradients, or of counts over the withheld patients in `data`, with a share of the noise.
 
     Raises:
         Refusal: the site's ledger says no, or nothing could be released.
         SecureSumError: the sum's messages were wrong; what was reserved is burned.
     """
-    spec = _distributed(study)
+    spec, mechanism = _distributed(study), mechanism_of(study, _distributed(study), what)
+    n_classes = len(study.labels.classes)
 
     def make(withdrawn: frozenset[str]) -> bytes:
-        total = gradient_sum(
-            model,
-            data,
-            study,
-            mechanism_of(study, spec, UPDATE),
-            source=_source(spec, data.site, called, UPDATE),
-            withdrawn=withdrawn,
-            device=device,
-        )
+        source = _source(spec, data.site, called, what)
+        if what == UPDATE:
+            total = gradient_sum(
+                model, data, study, mechanism, source=source, withdrawn=withdrawn, device=device
+            )
+        else:
+            kept = _without(data, withdrawn)
+            rows = contributions(model, kept, n_classes, n_most=spec.counts_utterances, device=device)
+            total = site_sum(PatientGradients(values=rows), mechanism, source)
         return masked(total, mask).message
 
-    return _released(folder, study, called.ask(UPDATE, attempt=attempt), data, make)
-
-
-def release_counts_sum(
-    folder: Path,
-    study: Study,
-    model: nn.Module,
-    data: SiteData,
-    called: Called,
-    *,
-    attempt: int,
-    mask: Mask,
-    device: str = "cpu",
-) -> Released:
-    """Makes this site's part of the sum of evaluation counts (mode `distributed`) and puts its masks on.
-
-    Raises:
-        Refusal, SecureSumError: as `release_gradient_sum`.
-    """
-    spec, n_classes = _distributed(study), len(study.labels.classes)
-
-    def make(withdrawn: frozenset[str]) -> bytes:
-        check_units(data, study)
-        kept = _without(data, withdrawn)
-        rows = contributions(model, kept, n_classes, n_most=spec.counts_utterances, device=device)
-        source = _source(spec, data.site, called, COUNTS)
-        total = site_sum(PatientGradients(values=rows), mechanism_of(study, spec, COUNTS), source)
-        return masked(total, mask).message
-
-    return _released(folder, study, called.ask(COUNTS, attempt=attempt), data, make)
+    return _released(folder, study, called.ask(what, attempt=attempt), data, make)
 
 
 def release_openly(

@@ -1200,8 +1200,8 @@ MUTANTS: tuple[Mutant, ...] = (
         trap="P37",
         what="The vector of an attempt that failed is sent again in the next",
         path="client/releases.py",
-        old="called.ask(UPDATE, attempt=attempt)",
-        new="called.ask(UPDATE)",
+        old="called.ask(what, attempt=attempt)",
+        new="called.ask(what)",
         test=f"{SECURE_ROUNDS}::test_an_attempt_that_fell_apart_is_charged_and_another_draws_anew",
     ),
     Mutant(

@@ -10,7 +10,7 @@ import pytest
 
 from sottovoce.client import app as client_app
 from sottovoce.client import secure
-from sottovoce.client.releases import UNDER_MASKS_ONLY, Called, Refusal, release_gradient_sum
+from sottovoce.client.releases import UNDER_MASKS_ONLY, Called, Refusal, release_part
 from sottovoce.client.secure import Answer, Mask, answered
 from sottovoce.client.secure_folder import SecureFolder
 from sottovoce.client.site_ledger import OUTBOX, Ask, Released, SiteLedger
@@ -156,8 +156,8 @@ def test_with_another_roster_than_was_approved_no_gradient_is_computed(tmp_path:
     model = models.build(study.model, {"pooled": WIDTH}, N_CLASSES, seed=0)
     called = Called(seed=0, fold=0, round=1, model=digest(place.weights))
     with pytest.raises(Refusal):
-        release_gradient_sum(
-            folder, study, model, SiteData.open(place.sites["site-1"]), called, attempt=1, mask=mask
+        release_part(
+            folder, study, model, SiteData.open(place.sites["site-1"]), called, UPDATE, attempt=1, mask=mask
         )
     assert masked == []
     assert place.entries("site-1") == []

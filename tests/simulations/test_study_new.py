@@ -108,7 +108,7 @@ def test_no_more_may_collude_than_a_secure_sum_withstands_and_a_third_may_be_los
 
 @pytest.mark.parametrize("n_sites", [2, 51])
 def test_a_secure_sum_of_too_few_or_too_many_sites_is_refused(n_sites: int) -> None:
-    with pytest.raises(StudyError, match="expected 3 to 50 sites"):
+    with pytest.raises(StudyError, match="expected 3 sites or more in a round, and 50 or fewer"):
         study_text(
             "together", replace(EMBEDDED, n_sites=n_sites), Privacy(n_patients=200, mode="distributed")
         )
