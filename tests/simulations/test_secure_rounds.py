@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,14 @@ def test_the_same_bits_from_other_processes_and_in_every_mode(
     again = Federation(tmp_path).run(engine="processes", workers=2)
     assert again.digest == outcome.digest
     assert [record.confusion for record in again.rounds] == [record.confusion for record in outcome.rounds]
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra `ray`")
+def test_the_same_bits_on_flowers_own_backend(
+    distributed_once: tuple[Federation, Outcome], tmp_path: Path
+) -> None:
+    _, outcome = distributed_once
+    assert Federation(tmp_path).run(engine="ray", workers=2).digest == outcome.digest
 
 
 def test_processes_that_are_killed_in_any_phase_leave_the_exact_sum_of_the_survivors(tmp_path: Path) -> None:
