@@ -18,6 +18,7 @@ Guarantees:
 """
 
 import functools
+import hashlib
 import json
 import logging
 from collections import OrderedDict
@@ -25,7 +26,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -59,9 +59,10 @@ from sottovoce.common.flower import array_record, read_weights
 from sottovoce.common.folds import fold_of, leaking_random_fold, n_folds
 from sottovoce.common.privacy_specs import DistributedPrivacy, LocalPrivacy, NoPrivacy
 from sottovoce.common.secagg.complaint import Phase
+from sottovoce.common.secagg.journal import PHASES
 from sottovoce.common.secagg.session import Agreement, Session
 from sottovoce.common.study import FedProx, HashFolds, Study
-from sottovoce.common.sums import COUNTS, UPDATE, What, codec_of, how, public_weights, run_name, terms_of
+from sottovoce.common.sums import COUNTS, UPDATE, What, codec_of, public_weights, run_name, terms_of
 from sottovoce.common.weights import Array, Layout, ModelWeights, digest
 
 CACHE_SITES = 128  # each holds a file descriptor, of which a process has about a thousand
@@ -98,20 +99,11 @@ def _guarded(handler: Handler) -> Handler:
 def train(message: Message, context: Context) -> Message:
     """Trains the weights of the message on the speakers who are not withheld."""
     visit = _plain(_visit(message, context))
-    data, sent = visit.trainable, _sent(message, visit)
-    if visit.private:
-        return _private_training(message, context, visit, data, sent)
-    if _keeps_ledger(context):  # also without privacy nothing leaves that the ledger does not know
-        opened = release_openly(
-            _ledger_folder(context, data.site),
-            visit.study,
-            data,
-            _called(visit, sent),
-            UPDATE,
-            lambda kept: _packed(*_trained(visit, kept)),
-        )
-        return _open_reply(message, *_unpacked(opened.data, sent))
-    return _open_reply(message, *_trained(visit, data))
+    sent = _sent(message, visit)
+    metrics, weights, checkpoint = _updated(context, visit, visit.trainable, _called(visit, sent), sent)
+    visit.data.release()
+    content = RecordDict({"arrays": array_record(weights), "metrics": MetricRecord(dict(metrics))})
+    return _reply(message, content, checkpoint)
 
 
 @app.evaluate()
@@ -119,9 +111,15 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Counts (truth, predicted) over the speakers who are withheld, as one flat list; noised in a private mode."""
     visit = _plain(_visit(message, context))
-    counts, checkpoint = _counted(context, visit, _called(visit, _sent(message, visit)))
+    called = _called(visit, _sent(message, visit))
+    counts, checkpoint = _counted(context, visit, visit.scored, called)
     visit.data.release()
     content = RecordDict({"metrics": MetricRecord({"confusion": counts.reshape(-1).tolist()})})
+    return _reply(message, content, checkpoint)
+
+
+def _reply(message: Message, content: RecordDict, checkpoint: str) -> Message:
+    """Returns a reply; with the signed checkpoint of the site's ledger, where something was released from it."""
     if checkpoint:
         content["ledger"] = ConfigRecord({"checkpoint": checkpoint})
     return Message(content, reply_to=message)
@@ -155,7 +153,8 @@ def _phase(what: What, phase: Phase) -> Handler:
             round=visit.round,
             model_digest=model,
         )
-        key, held = f"secagg-{what}", context.state.get(f"secagg-{what}")
+        key = f"secagg-{what}"
+        held = _held(context, key)
         context.state[key] = ConfigRecord({"held": b""})  # whatever goes wrong from here, the attempt is lost
         said = answered(
             phase,
@@ -163,23 +162,26 @@ def _phase(what: What, phase: Phase) -> Handler:
             agreement=agreement,
             site=visit.data.site,
             place=place,
-            held=bytes(held["held"]) if isinstance(held, ConfigRecord) else b"",  # type: ignore[arg-type]
+            held=held,
             vector=lambda session, mask: _vector(what, message, context, visit, agreement, session, mask),
         )
         context.state[key] = ConfigRecord({"held": said.held})
         name, body = ("body", said.body) if said.body else ("complaint", said.complaint)
-        content = RecordDict({"secagg": ConfigRecord({name: body})})
-        if said.checkpoint:
-            content["ledger"] = ConfigRecord({"checkpoint": said.checkpoint})
-        return Message(content, reply_to=message)
+        return _reply(message, RecordDict({"secagg": ConfigRecord({name: body})}), said.checkpoint)
 
     return answer
 
 
-for _name in get_args(Phase):
-    if _name != "sum":  # the coordinator's own
-        app.train(_name)(_phase(UPDATE, _name))
-        app.evaluate(_name)(_phase(COUNTS, _name))
+for _name in PHASES:
+    app.train(_name)(_phase(UPDATE, _name))
+    app.evaluate(_name)(_phase(COUNTS, _name))
+
+
+def _held(context: Context, key: str) -> bytes:
+    """Returns what this site's last answer left in memory; nothing where there was none."""
+    record = context.state.get(key)
+    held = record["held"] if isinstance(record, ConfigRecord) else b""
+    return held if isinstance(held, bytes) else b""
 
 
 @app.query()
@@ -201,10 +203,10 @@ def _vector(
 ) -> tuple[bytes, str]:
     """Makes this site's vector for the weights in the message and has it masked; with its ledger's checkpoint."""
     sent = _sent(message, visit)
-    if digest(sent) != session.model_digest:
-        raise SecureSumError("model", "Expected the weights whose digest the session has; came others.")
     called, study = _called(visit, sent), visit.study
-    data = visit.data.select(visit.withheld).originals() if what == COUNTS else visit.trainable
+    if called.model != session.model_digest:
+        raise SecureSumError("model", "Expected the weights whose digest the session has; came others.")
+    data = visit.scored if what == COUNTS else visit.trainable
     try:
         if isinstance(study.privacy, DistributedPrivacy):
             check_units(visit.data, study)  # of the whole site: features were standardised over all of it
@@ -221,9 +223,9 @@ def _vector(
             )
             return released.data, released.checkpoint
         if what == COUNTS:
-            counts, checkpoint = _counted(context, visit, called)
+            counts, checkpoint = _counted(context, visit, data, called)
             return mask(counts.reshape(-1)), checkpoint
-        after, checkpoint = _updated(context, visit, data, called, sent)
+        _, after, checkpoint = _updated(context, visit, data, called, sent)
         layout = Layout.of(sent)
         change = layout.flatten(after).astype(np.float64) - layout.flatten(sent)
         if not np.linalg.norm(change) <= study.federation.max_update_norm:
@@ -237,8 +239,8 @@ def _vector(
 
 def _updated(
     context: Context, visit: "_Visit", data: SiteData, called: Called, sent: Mapping[str, Array]
-) -> tuple[Mapping[str, Array], str]:
-    """Trains, in a private mode or none, with or without a ledger; returns new weights and a checkpoint, if any."""
+) -> tuple[Metrics, Mapping[str, Array], str]:
+    """Trains, in mode `local` or none, with or without a ledger; returns metrics, weights and a checkpoint, if any."""
     if visit.private:
         folder = _ledger_folder(context, data.site)
         check_units(visit.data, visit.study)  # of the whole site: features were standardised over all of it
@@ -252,7 +254,9 @@ def _updated(
             device=visit.device,
         )
         flat = np.frombuffer(released.data, "<f4").astype(np.float32)
-        return Layout.of(sent).unflatten(flat), released.checkpoint
+        spec = visit.study.privacy
+        steps = spec.steps_per_round if isinstance(spec, LocalPrivacy) else 0
+        return {"n-steps": steps}, Layout.of(sent).unflatten(flat), released.checkpoint
     if _keeps_ledger(context):  # also without privacy nothing leaves that the ledger does not know
         opened = release_openly(
             _ledger_folder(context, data.site),
@@ -262,13 +266,15 @@ def _updated(
             UPDATE,
             lambda kept: _packed(*_trained(visit, kept)),
         )
-        return _unpacked(opened.data, sent)[1], ""
-    return _trained(visit, data)[1], ""
+        return *_unpacked(opened.data, sent), ""
+    return *_trained(visit, data), ""
 
 
-def _counted(context: Context, visit: "_Visit", called: Called) -> tuple[npt.NDArray[np.int64], str]:
+def _counted(
+    context: Context, visit: "_Visit", data: SiteData, called: Called
+) -> tuple[npt.NDArray[np.int64], str]:
     """Counts (truth, predicted) over the withheld speakers; noised in a private mode, with a checkpoint then."""
-    data, n_classes = visit.data.select(visit.withheld).originals(), len(visit.study.labels.classes)
+    n_classes = len(visit.study.labels.classes)
     if visit.private:
         check_units(visit.data, visit.study)
         folder = _ledger_folder(context, data.site)
@@ -303,27 +309,6 @@ def _unpacked(payload: bytes, sent: Mapping[str, Array]) -> tuple[Metrics, dict[
     return json.loads(metrics), Layout.of(sent).unflatten(np.frombuffer(flat, "<f4").astype(np.float32))
 
 
-def _open_reply(message: Message, metrics: Metrics, weights: Mapping[str, Array]) -> Message:
-    content = RecordDict({"arrays": array_record(weights), "metrics": MetricRecord(dict(metrics))})
-    return Message(content, reply_to=message)
-
-
-def _private_training(
-    message: Message, context: Context, visit: "_Visit", data: SiteData, sent: Mapping[str, Array]
-) -> Message:
-    weights, checkpoint = _updated(context, visit, data, _called(visit, sent), sent)
-    visit.data.release()
-    steps = visit.study.privacy.steps_per_round if isinstance(visit.study.privacy, LocalPrivacy) else 0
-    content = RecordDict(
-        {
-            "arrays": array_record(weights),
-            "metrics": MetricRecord({"n-steps": steps}),
-            "ledger": ConfigRecord({"checkpoint": checkpoint}),
-        }
-    )
-    return Message(content, reply_to=message)
-
-
 def _sent(message: Message, visit: "_Visit") -> dict[str, Array]:
     """Writes the weights of a message into the model; returns them in the model's own order."""
     came = read_weights(_arrays(message))
@@ -336,9 +321,9 @@ def _sent(message: Message, visit: "_Visit") -> dict[str, Array]:
 
 
 def _called(visit: "_Visit", sent: Mapping[str, Array]) -> Called:
-    return Called(
-        seed=visit.seed, fold=visit.fold, round=visit.round, model=digest(sent), how=f"-{visit.how}"
-    )
+    rest = f"{visit.rounds} {visit.proximal_mu!r} {visit.leaks}"
+    how = f"-{hashlib.sha256(rest.encode()).hexdigest()[:8]}"
+    return Called(seed=visit.seed, fold=visit.fold, round=visit.round, model=digest(sent), how=how)
 
 
 def _check_instruction(visit: "_Visit") -> None:
@@ -377,15 +362,15 @@ class _Visit:
     device: str
 
     @property
-    def how(self) -> str:
-        """A digest of the rest of the instruction."""
-        return how(rounds=self.rounds, proximal_mu=self.proximal_mu, leaks=self.leaks)
-
-    @property
     def trainable(self) -> SiteData:
         """The recordings that may be trained on."""
         allowed = self.data.trains & ~self.withheld
         return self.data if allowed.all() else self.data.select(allowed)
+
+    @property
+    def scored(self) -> SiteData:
+        """The recordings of those who are withheld, as they were made."""
+        return self.data.select(self.withheld).originals()
 
 
 def _visit(message: Message, context: Context) -> _Visit:

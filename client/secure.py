@@ -55,58 +55,47 @@ def answered(
     Raises:
         Whatever `vector` raises that is no SecureSumError: then nothing is answered, and the attempt is lost here.
     """
-    try:
-        return _answered(phase, body, agreement, site, place, held, vector)
-    except SecureSumError as error:
-        return Answer(complaint=_signed(error, phase, agreement, site, place, None).complaint)
-
-
-def _answered(
-    phase: Phase,
-    body: bytes,
-    agreement: Agreement,
-    site: str,
-    place: SecureFolder,
-    held: bytes,
-    vector: Vector | None,
-) -> Answer:
-    if phase == PHASES[0]:
-        participant = Participant(agreement, site=site, key=place.key, journal=place)
-        return Answer(body=participant.advert(body), held=participant.state_bytes())
-    if not held:
-        raise SecureSumError("phase", "Expected the next phase of an attempt; this site has none in memory.")
-    participant = Participant.resume(agreement, site=site, key=place.key, journal=place, state=held)
+    session: Session | None = None
     checkpoint = ""
-    match phase:
-        case "deal":
-            reply = participant.deal(body)
-        case "mask":
-            if vector is None or participant.session is None or not participant.may_mask:
-                raise SecureSumError("phase", "Expected to mask once and in its turn; came it out of order.")
-            try:
-                reply, checkpoint = vector(participant.session, lambda values: participant.mask(body, values))
-            except SecureSumError as error:
-                raise _signed(error, phase, agreement, site, place, participant.session) from None
-        case "consent":
-            reply = participant.consent(body)
-        case "reveal":
-            reply = participant.reveal(body)
-        case _:
-            raise SecureSumError("phase", f"Expected a phase of {', '.join(PHASES)}; came another.")
-    return Answer(body=reply, checkpoint=checkpoint, held=participant.state_bytes())
+    try:
+        if phase == PHASES[0]:
+            participant = Participant(agreement, site=site, key=place.key, journal=place)
+            return Answer(body=participant.advert(body), held=participant.state_bytes())
+        if not held:
+            raise SecureSumError(
+                "phase", "Expected the next phase of an attempt; this site has none in memory."
+            )
+        participant = Participant.resume(agreement, site=site, key=place.key, journal=place, state=held)
+        match phase:
+            case "deal":
+                reply = participant.deal(body)
+            case "mask":
+                if vector is None or participant.session is None or not participant.may_mask:
+                    raise SecureSumError(
+                        "phase", "Expected to mask once and in its turn; came it out of order."
+                    )
+                session = participant.session
+                reply, checkpoint = vector(session, lambda values: participant.mask(body, values))
+            case "consent":
+                reply = participant.consent(body)
+            case "reveal":
+                reply = participant.reveal(body)
+            case _:
+                raise SecureSumError("phase", f"Expected a phase of {', '.join(PHASES)}; came another.")
+        return Answer(body=reply, checkpoint=checkpoint, held=participant.state_bytes())
+    except SecureSumError as error:
+        return Answer(complaint=error.complaint or _complaint(error, phase, agreement, site, place, session))
 
 
-def _signed(
+def _complaint(
     error: SecureSumError,
     phase: Phase,
     agreement: Agreement,
     site: str,
     place: SecureFolder,
     session: Session | None,
-) -> SecureSumError:
-    """Returns the error with a complaint: what was refused outside of any machine of the protocol has none yet."""
-    if error.complaint:
-        return error
+) -> bytes:
+    """Signs what was refused outside of any machine of the protocol, which signs for itself."""
     where = Place(
         run=agreement.run,
         round=agreement.round,
@@ -114,5 +103,4 @@ def _signed(
         session=session.digest.hex() if session else "0" * 64,
         phase=phase,
     )
-    record = sign_complaint(error, where, accuser=site, key=place.key)
-    return SecureSumError(error.reason, str(error), accused=error.accused, complaint=record)
+    return sign_complaint(error, where, accuser=site, key=place.key)

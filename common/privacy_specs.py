@@ -195,6 +195,11 @@ def problems(spec: PrivacySpec, *, rounds: int, n_sites: int) -> list[str]:
             ]
 
 
+def rounded_up(epsilon: float) -> str:
+    """Returns a figure with two digits: an upper bound that was rounded to the nearest would be none."""
+    return f"{math.ceil(100 * epsilon) / 100:.2f}" if math.isfinite(epsilon) else "inf"
+
+
 def weaknesses(spec: Private, *, n_sites: int = 1) -> tuple[str, ...]:
     """Returns why figures of this study are printed with the word `weak`; empty if nothing is.
 

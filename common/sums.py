@@ -24,7 +24,7 @@ from sottovoce.common.errors import RunError
 from sottovoce.common.privacy import distributed_plan
 from sottovoce.common.privacy.distributed import DistributedMechanism
 from sottovoce.common.privacy_specs import DistributedPrivacy
-from sottovoce.common.secagg.session import MAX_SUM, RING_BITS, Agreement, Roster
+from sottovoce.common.secagg.session import MAX_SUM, MIN_SITES, RING_BITS, Agreement, Roster
 from sottovoce.common.study import Study
 
 What = Literal["update", "evaluation_counts"]
@@ -102,9 +102,17 @@ def codec_of(study: Study, n_parameters: int, *, seed: int, round: int) -> Codec
 
 def least_of(study: Study, n_asked: int) -> int:
     """Returns how many of so many sites a sum needs at least: the noise was sized for them, or the study's quorum."""
+    return max(MIN_SITES, quorum_of(study, n_asked))
+
+
+def quorum_of(study: Study, n_asked: int) -> int:
+    """Returns how many updates a round needs: the study's number, or more than half of those who are asked.
+
+    In mode `distributed` as many as the noise was sized for.
+    """
     if isinstance(study.privacy, DistributedPrivacy):
         return study.privacy.n_min
-    return max(3, study.federation.quorum or n_asked // 2 + 1)
+    return study.federation.quorum or n_asked // 2 + 1
 
 
 def public_weights(study: Study, roster: Roster) -> dict[str, float]:
@@ -120,15 +128,6 @@ def public_weights(study: Study, roster: Roster) -> dict[str, float]:
 def run_name(study: Study, *, seed: int, fold: int, what: What) -> str:
     """Returns the name of a run of sums: in one of them every (round, attempt) is answered once."""
     return f"{study.digest()[:32]}/{seed}/{fold}/{what}"
-
-
-def how(*, rounds: int, proximal_mu: float, leaks: bool) -> str:
-    """Returns a short digest of the rest of an instruction.
-
-    >>> how(rounds=10, proximal_mu=0.0, leaks=False)
-    'a61b2038'
-    """
-    return hashlib.sha256(f"{rounds} {proximal_mu!r} {leaks}".encode()).hexdigest()[:8]
 
 
 def roster_digest(roster: Roster) -> str:

@@ -27,9 +27,10 @@ import numpy as np
 
 from sottovoce.common.errors import QuorumError, RunError
 from sottovoce.common.flower import Scalar
-from sottovoce.common.privacy_specs import DistributedPrivacy, NoPrivacy
+from sottovoce.common.privacy_specs import NoPrivacy
 from sottovoce.common.streams import stream
 from sottovoce.common.study import FedAvg, Study
+from sottovoce.common.sums import quorum_of
 from sottovoce.common.weights import Array, Layout, Weights, digest
 from sottovoce.server import checkpoint as checkpoints
 from sottovoce.server import strategies
@@ -235,16 +236,6 @@ def cohort_of(study: Study, sites: Sequence[str], *, seed: int, round: int) -> l
     random = stream(seed, "cohort", round)
     drawn = random.choice(len(shares), federation.sites_per_round, replace=False)
     return [shares[index] for index in sorted(drawn.tolist())]
-
-
-def quorum_of(study: Study, cohort_size: int) -> int:
-    """Returns how many updates a round needs: the study's number, or more than half of the cohort.
-
-    In mode `distributed` as many as the noise was sized for.
-    """
-    if isinstance(study.privacy, DistributedPrivacy):
-        return study.privacy.n_min
-    return study.federation.quorum or cohort_size // 2 + 1
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,14 @@ Guarantees:
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from sottovoce.common.errors import PrivacyError, RunError, SecureSumError
 from sottovoce.common.federation_ledger import FederationLedger
-from sottovoce.common.flower import SumReply
 from sottovoce.common.keys import SigningKey
 from sottovoce.common.privacy.distributed import decoded
 from sottovoce.common.privacy.distributed_accountant import DistributedEvent
@@ -35,6 +33,7 @@ from sottovoce.common.privacy_specs import DistributedPrivacy
 from sottovoce.common.schedule import learning_rate_at
 from sottovoce.common.secagg.complaint import Phase
 from sottovoce.common.secagg.coordinator import Coordinator, SecureSum
+from sottovoce.common.secagg.journal import PHASES
 from sottovoce.common.secagg.session import MIN_SITES, Roster, session_for
 from sottovoce.common.study import Study
 from sottovoce.common.sums import (
@@ -49,24 +48,10 @@ from sottovoce.common.sums import (
     terms_of,
 )
 from sottovoce.common.weights import digest
-from sottovoce.server.exchange import Call, Collected, Evaluated, Share
+from sottovoce.server.exchange import Call, Collected, Evaluated, GridExchange, Share
 
-PHASES: tuple[Phase, ...] = tuple(phase for phase in get_args(Phase) if phase != "sum")
 _KINDS: Mapping[What, str] = {UPDATE: "train", COUNTS: "evaluate"}
 EVALUATION_ATTEMPTS = 2  # the second is paid for from the spare ones
-
-
-class Phases(Protocol):
-    """How one phase's messages reach the sites: over a grid."""
-
-    @property
-    def sites(self) -> Sequence[str]:
-        """Returns the sites that can be asked."""
-
-    def phase(
-        self, kind: str, phase: str, call: Call, model: str, bodies: Mapping[str, bytes]
-    ) -> Iterator[tuple[str, SumReply]]:
-        """Sends each site its body (in phase `mask` with the weights) and yields what each said."""
 
 
 @dataclass(kw_only=True)
@@ -85,7 +70,7 @@ class SecureExchange:
     """The `Exchange` of a study with secure sums."""
 
     def __init__(
-        self, phases: Phases, study: Study, *, roster: Roster, key: SigningKey, record: FederationLedger
+        self, phases: GridExchange, study: Study, *, roster: Roster, key: SigningKey, record: FederationLedger
     ) -> None:
         self._phases, self._study = phases, study
         self._roster, self._key, self._record = roster, key, record

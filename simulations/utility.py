@@ -185,19 +185,21 @@ def setting(noise: float) -> tuple[Literal["many", "few"], float]:
 
 def run_case(case: Case, runs: Path, *, ravdess: Path | None, workers: int) -> Path:
     """Makes the run of a row, goes on with it, or finds it finished."""
-    text, run = study_text(case), runs / case.name
     data = {} if ravdess is None or case.corpus != "ravdess" else {"ravdess": ravdess}
-    execution = Execution(workers=workers)
+    return run_text(study_text(case), runs / case.name, data=data, workers=workers)
+
+
+def run_text(text: str, run: Path, *, data: Mapping[str, Path], workers: int) -> Path:
+    """Makes the run of a study's text, goes on with it, or finds it finished; the text is kept beside it."""
+    execution, study_file = Execution(workers=workers), run.parent / f"{run.name}.toml"
     with show_progress(quiet=False) as on_event:
         if (run / "run.json").exists() and read_run(run / "run.json").study_digest == loads(text).digest():
             if read_run(run / "run.json").ended is None:
                 resume_run(run, execution, data=data, on_event=on_event)
             return run
-        runs.mkdir(parents=True, exist_ok=True)
-        write_text(runs / f"{case.name}.toml", text)
-        return start_run(
-            runs / f"{case.name}.toml", execution, data=data, out=run, overwrite=True, on_event=on_event
-        )
+        run.parent.mkdir(parents=True, exist_ok=True)
+        write_text(study_file, text)
+        return start_run(study_file, execution, data=data, out=run, overwrite=True, on_event=on_event)
 
 
 def read_row(case: Case, runs: Path) -> Row | None:

@@ -30,14 +30,11 @@ from sottovoce.common import metrics, predictions
 from sottovoce.common.errors import SottovoceError
 from sottovoce.common.privacy import accountant, distributed, distributed_accountant, distributed_plan, plan
 from sottovoce.common.privacy_specs import DistributedPrivacy, LocalPrivacy
-from sottovoce.common.run_files import read_run
-from sottovoce.common.study import Execution, Study, load, loads
+from sottovoce.common.study import Study, load, loads
 from sottovoce.simulations.cells import FEDERATED
-from sottovoce.simulations.progress import show_progress
 from sottovoce.simulations.results import ROOT, SCENARIOS, commit
 from sottovoce.simulations.run_folder import write_text
-from sottovoce.simulations.simulate import resume_run, start_run
-from sottovoce.simulations.utility import with_values
+from sottovoce.simulations.utility import run_text, with_values
 
 Row = Literal["distributed", "pooled", "local"]
 ROWS: tuple[Row, ...] = ("distributed", "pooled", "local")
@@ -108,19 +105,6 @@ def _distributed(study: Study) -> DistributedPrivacy:
     if not isinstance(study.privacy, DistributedPrivacy):
         raise SottovoceError(f"Expected a study of mode distributed; came mode {study.privacy.mode!r}.")
     return study.privacy
-
-
-def run_row(row: Row, runs: Path, *, workers: int) -> Path:
-    """Makes the run of a row, goes on with it, or finds it finished."""
-    text, run, execution = study_text(row), runs / row, Execution(workers=workers)
-    with show_progress(quiet=False) as on_event:
-        if (run / "run.json").exists() and read_run(run / "run.json").study_digest == loads(text).digest():
-            if read_run(run / "run.json").ended is None:
-                resume_run(run, execution, data={}, on_event=on_event)
-            return run
-        runs.mkdir(parents=True, exist_ok=True)
-        write_text(runs / f"{row}.toml", text)
-        return start_run(runs / f"{row}.toml", execution, data={}, out=run, overwrite=True, on_event=on_event)
 
 
 def uar_by_seed(run: Path) -> Mapping[int, float]:
@@ -236,7 +220,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "without-pooling.md")
     arguments = parser.parse_args()
     for row in () if arguments.only_page else ROWS:
-        run_row(row, arguments.runs, workers=arguments.workers)
+        run_text(study_text(row), arguments.runs / row, data={}, workers=arguments.workers)
     command = "python -m sottovoce.simulations.without_pooling --page docs/without-pooling.md"
     write_text(arguments.page, page(arguments.runs, command))
     print(arguments.page)

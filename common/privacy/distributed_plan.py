@@ -10,7 +10,6 @@ Guarantees:
   - Evaluation counts go through a sum of the same kind, as one release of all patients.
 """
 
-import math
 from dataclasses import replace
 from functools import lru_cache
 
@@ -18,7 +17,7 @@ from sottovoce.common.errors import PrivacyError
 from sottovoce.common.privacy.distributed import DistributedMechanism, finest_grid, least_noise
 from sottovoce.common.privacy.distributed_accountant import DistributedEvent, epsilon
 from sottovoce.common.privacy.stages import SIMULATED
-from sottovoce.common.privacy_specs import USUAL_DELTA, DistributedPrivacy, weaknesses
+from sottovoce.common.privacy_specs import USUAL_DELTA, DistributedPrivacy, rounded_up, weaknesses
 
 
 @lru_cache(maxsize=64)
@@ -108,7 +107,7 @@ def noise_for(
     if epsilon(counts, spec.delta) > target_epsilon:
         raise PrivacyError(
             f"Expected evaluation counts that cost less than epsilon {target_epsilon:g}; they cost "
-            f"{_rounded_up(epsilon(counts, spec.delta))} alone. Take more noise for them, or fewer."
+            f"{rounded_up(epsilon(counts, spec.delta))} alone. Take more noise for them, or fewer."
         )
 
     def within(noise_multiplier: float) -> bool:
@@ -122,16 +121,16 @@ def noise_for(
 def sentence(spec: DistributedPrivacy, charged: list[DistributedEvent], *, n_sites: int) -> str:
     """Returns the figure as one line, with what it rests on."""
     figure = epsilon(charged, spec.delta)
-    said = f"epsilon {_rounded_up(figure)} at delta {spec.delta:g} for each patient"
+    said = f"epsilon {rounded_up(figure)} at delta {spec.delta:g} for each patient"
     if spec.delta > USUAL_DELTA:
-        said += f" (epsilon {_rounded_up(epsilon(charged, USUAL_DELTA))} at {USUAL_DELTA:g})"
-    others = _rounded_up(epsilon(charged, spec.delta, n_colluding=spec.n_min - 1))
+        said += f" (epsilon {rounded_up(epsilon(charged, USUAL_DELTA))} at {USUAL_DELTA:g})"
+    others = rounded_up(epsilon(charged, spec.delta, n_colluding=spec.n_min - 1))
     said += (
         f", as long as at most {spec.n_colluding} of the hospitals in a sum (of {spec.n_min} or more) "
         f"work{'s' if spec.n_colluding == 1 else ''} with the coordinator (epsilon {others} if all others do)"
     )
     if spec.max_sites_per_patient > 1:
-        several = _rounded_up(epsilon(charged, spec.delta, n_sites=spec.max_sites_per_patient))
+        several = rounded_up(epsilon(charged, spec.delta, n_sites=spec.max_sites_per_patient))
         said += f"; epsilon {several} for a patient in {spec.max_sites_per_patient} hospitals"
     if weak := weaknesses(spec, n_sites=n_sites):
         said += f"; weak: {'; '.join(weak)}"
@@ -148,23 +147,24 @@ def _mechanism(
     n_parameters: int,
     grid: float | None,
 ) -> DistributedMechanism:
-    shared = {
-        "clip_norm": clip_norm,
-        "noise_multiplier": noise_multiplier,
-        "n_sites": n_sites,
-        "n_min": spec.n_min,
-        "n_colluding": spec.n_colluding,
-        "cap": cap,
-        "n_parameters": n_parameters,
-    }
+    grid_step = grid or finest_grid(
+        clip_norm=clip_norm,
+        noise_multiplier=noise_multiplier,
+        n_sites=n_sites,
+        n_min=spec.n_min,
+        n_colluding=spec.n_colluding,
+        cap=cap,
+        n_parameters=n_parameters,
+    )
     return DistributedMechanism(
-        **shared,  # type: ignore[arg-type]
-        grid_step=grid or finest_grid(**shared),  # type: ignore[arg-type]
+        clip_norm=clip_norm,
+        grid_step=grid_step,
+        noise_multiplier=noise_multiplier,
+        n_sites=n_sites,
+        n_min=spec.n_min,
+        n_colluding=spec.n_colluding,
+        cap=cap,
+        n_parameters=n_parameters,
         expected_patients=spec.expected_patients * n_sites,
         seeded_noise=spec.seeded_noise,
     )
-
-
-def _rounded_up(figure: float) -> str:
-    """An upper bound that was rounded to the nearest would be none."""
-    return f"{math.ceil(100 * figure) / 100:.2f}" if math.isfinite(figure) else "inf"

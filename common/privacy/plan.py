@@ -34,6 +34,7 @@ from sottovoce.common.privacy_specs import (
     LocalPrivacy,
     NoPrivacy,
     Private,
+    rounded_up,
     weaknesses,
 )
 
@@ -246,23 +247,18 @@ def stamp(spec: NoPrivacy | LocalPrivacy, rounds: int, *, n_counts: int = 0) -> 
     if spec.max_sites_per_patient == 1:
         return said
     several = accountant.epsilon(accountant.in_sites(charged, spec.max_sites_per_patient), delta)
-    return f"{said}; epsilon {_rounded_up(several)} for a patient in {spec.max_sites_per_patient} hospitals"
+    return f"{said}; epsilon {rounded_up(several)} for a patient in {spec.max_sites_per_patient} hospitals"
 
 
 def _sentence(
     epsilon: float, delta: float, at_usual_delta: float, *, weak: Sequence[str], simulated: bool
 ) -> str:
-    said = f"epsilon {_rounded_up(epsilon)} at delta {delta:g} for each patient"
+    said = f"epsilon {rounded_up(epsilon)} at delta {delta:g} for each patient"
     if delta > USUAL_DELTA:
-        said += f" (epsilon {_rounded_up(at_usual_delta)} at {USUAL_DELTA:g})"
+        said += f" (epsilon {rounded_up(at_usual_delta)} at {USUAL_DELTA:g})"
     if weak:
         said += f"; weak: {'; '.join(weak)}"
     return f"{SIMULATED}; this study would cost {said}" if simulated else said
-
-
-def _rounded_up(epsilon: float) -> str:
-    """An upper bound that was rounded to the nearest would be none."""
-    return f"{math.ceil(100 * epsilon) / 100:.2f}" if math.isfinite(epsilon) else "inf"
 
 
 def _check_source(spec: Private, source: Source) -> None:

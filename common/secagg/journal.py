@@ -11,7 +11,9 @@ Guarantees:
 from dataclasses import dataclass
 from typing import Protocol
 
-PHASES = ("advert", "deal", "mask", "consent", "reveal")
+from sottovoce.common.secagg.complaint import Phase
+
+PHASES: tuple[Phase, ...] = ("advert", "deal", "mask", "consent", "reveal")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -340,7 +340,7 @@ def _patterns(largest: int) -> list[Row]:
     return rows
 
 
-def _right(fakes: Any, n_sites: int, lost: dict[int, str], **world: Any) -> bool:
+def _right(fakes: Any, n_sites: int, lost: Mapping[int, str], **world: Any) -> bool:
     """Whether one attempt ends in the exact sum of the right sites, or is abandoned as the rules demand."""
     attempt = fakes.World(n_sites, **world).attempt()
     expected = fakes.survivors_of(lost, n_sites, world.get("n_min", 3))

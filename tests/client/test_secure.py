@@ -23,13 +23,13 @@ from sottovoce.common.ledger.verify import entries_of
 from sottovoce.common.privacy import distributed
 from sottovoce.common.secagg.complaint import Phase, read_complaint
 from sottovoce.common.secagg.coordinator import Coordinator, SecureSum
+from sottovoce.common.secagg.journal import PHASES
 from sottovoce.common.secagg.session import Member, Session
 from sottovoce.common.study import Study, load
 from sottovoce.common.sums import COUNTS, UPDATE, run_name, terms_of
 from sottovoce.common.weights import Layout, digest
 from sottovoce.server.exchange import Call, Share
 from sottovoce.server.rounds import Outcome, run
-from sottovoce.server.secure import PHASES
 from tests.fakes import secure_rounds
 from tests.fakes.secagg import World
 from tests.fakes.secure_rounds import CELL, Federation

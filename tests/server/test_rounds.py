@@ -14,10 +14,11 @@ from sottovoce.common import study as studies
 from sottovoce.common.errors import QuorumError, RunError
 from sottovoce.common.flower import ClientApp, Message
 from sottovoce.common.study import Study
+from sottovoce.common.sums import quorum_of
 from sottovoce.common.weights import Layout, digest
 from sottovoce.server import rounds, strategies
 from sottovoce.server.exchange import Collected, GridExchange
-from sottovoce.server.rounds import Cell, Outcome, RoundRecord, cohort_of, quorum_of, run, run_alone
+from sottovoce.server.rounds import Cell, Outcome, RoundRecord, cohort_of, run, run_alone
 from sottovoce.simulations.engines.inprocess import InProcessGrid
 from tests.fakes.federations import (
     app_of,
