@@ -204,7 +204,7 @@ round included.
   and its noise is sized for nine survivors of which one tells all (n_min 9, n_colluding 1), while ten are there, and
   each adds a share. `local` has that of ten hospitals which do not trust each other with anything.
 - The learning rate and the number of rounds were found on 400 other voices (seed 2), for the noise of `pooled`; for
-  that of `local` the same rate was the best of those tried there (0.15 to 2.4) too.
+  that of `local` the same rate was the best of those tried there (0.15 to 2.4) too. That search is no command.
 - `local` sums in the clear here and `distributed` by the protocol itself, with keys, masks and signatures.
 """
 
