@@ -12,7 +12,10 @@
     ├── LedgerError             a ledger that is damaged, copied, in use, or asked for what its rules forbid
     ├── PolicyError             a site's policy file that cannot be used; carries every problem at once
     ├── KeyFileError            a key file that is missing, readable by others, or no key
-    └── SecureSumError          a message or a state of a secure sum that was refused; carries a signed complaint
+    ├── SecureSumError          a message or a state of a secure sum that was refused; carries a signed complaint
+    ├── EnvelopeRefused         a message whose envelope is not its sender's, not for here, over, or not new
+    ├── CertificateError        a certificate, a request for one, or an authority that cannot be used
+    └── DeploymentError         a coordinator's or a hospital's folder, process or connection that cannot be used
 
 Anything else that escapes is a defect of ours and keeps its traceback.
 A message says what was expected, what came, and what to do.
@@ -106,6 +109,25 @@ class SecureSumError(SottovoceError):
             self.evidence,
             self.complaint,
         )
+
+
+class EnvelopeRefused(SottovoceError):
+    """A message that was not opened: nothing of its body was parsed. `reason` is one word of `common.envelope`."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["EnvelopeRefused"], tuple[str, str]]:
+        return EnvelopeRefused, (self.reason, str(self))
+
+
+class CertificateError(SottovoceError):
+    """A certificate, a request for one, or an authority that cannot be used. The message never holds a key."""
+
+
+class DeploymentError(SottovoceError):
+    """A folder, a process or a connection of a real federation that cannot be used."""
 
 
 def _rebuilt_secure_sum_error(
