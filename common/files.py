@@ -6,7 +6,10 @@ Guarantees:
   - What an earlier crash left behind is written over, so nothing gathers.
 """
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -24,3 +27,18 @@ def write_whole(path: Path, data: bytes, *, mode: int = 0o666) -> None:
         os.fsync(folder)  # or the rename itself may be lost with the machine
     finally:
         os.close(folder)
+
+
+@contextmanager
+def lock_file(path: Path) -> Iterator[None]:
+    """Holds a lock for this process; it goes with the process, however that ends.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)

@@ -8,25 +8,18 @@ Guarantees:
   - A study that was changed after its run began is noticed.
 """
 
-import fcntl
 import json
-import os
-import platform
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 from sottovoce.common.config import as_plain, build
 from sottovoce.common.errors import RunError
-from sottovoce.common.files import write_whole
-from sottovoce.common.run_files import Machine, RunFacts, read_run
+from sottovoce.common.files import lock_file, write_whole
+from sottovoce.common.run_files import RunFacts, read_run
 from sottovoce.common.study import Study, loads
-
-LIBRARIES = ("sottovoce", "flwr", "torch", "numpy", "librosa", "scikit-learn", "soundfile", "opacus")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,19 +56,14 @@ def create(run: Path, *, overwrite: bool) -> None:
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
     """Holds the folder for this process; the lock goes with the process, however it ends."""
-    try:
-        handle = os.open(run / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise RunError(f"{run}: expected a run folder ({error.strerror}).") from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise RunError(f"{run}: another process works in it. Wait for it, or stop it first.") from None
-    try:
+    with ExitStack() as held:
+        try:
+            held.enter_context(lock_file(run / ".lock"))
+        except BlockingIOError:
+            raise RunError(f"{run}: another process works in it. Wait for it, or stop it first.") from None
+        except OSError as error:
+            raise RunError(f"{run}: expected a run folder ({error.strerror}).") from None
         yield
-    finally:
-        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -114,41 +102,3 @@ def read_started(run: Path) -> tuple[Study, RunFacts, Local]:
             "Put the old file back, or start a new run."
         )
     return study, facts, local
-
-
-def now() -> str:
-    """Returns the time in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions that a result rests on."""
-    found = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def machine() -> Machine:
-    """Returns what same bits depend on: processor, its vector capability, system."""
-    import torch
-
-    return Machine(
-        system=f"{platform.system()} {platform.machine()}",
-        cores=len(os.sched_getaffinity(0)),
-        cpu_capability=torch.backends.cpu.get_cpu_capability(),
-        processor=_processor(),
-        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        accelerator=torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
-    )
-
-
-def _processor() -> str | None:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or None
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)

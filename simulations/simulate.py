@@ -22,6 +22,7 @@ from sottovoce.common.folds import n_folds
 from sottovoce.common.predictions import Prediction
 from sottovoce.common.privacy import of_study
 from sottovoce.common.privacy_specs import NoPrivacy
+from sottovoce.common.provenance import machine, now, versions
 from sottovoce.common.run_files import (
     CellFacts,
     RoundFacts,
@@ -44,10 +45,7 @@ from sottovoce.simulations.run_folder import (
     Local,
     create,
     locked,
-    machine,
-    now,
     read_started,
-    versions,
     write_local,
     write_text,
 )

@@ -7,15 +7,14 @@ from pathlib import Path
 import pytest
 
 from sottovoce.common.errors import RunError
+from sottovoce.common.provenance import machine, versions
 from sottovoce.common.run_files import RunFacts, write_run
 from sottovoce.common.study import loads
 from sottovoce.simulations.run_folder import (
     Local,
     create,
     locked,
-    machine,
     read_started,
-    versions,
     write_local,
     write_text,
 )
