@@ -22,11 +22,11 @@ from sottovoce.common.corpus import Corpus, Utterance, scan
 from sottovoce.common.dataset import Example, SiteData, clip_frames, normalise, pool, stream_shapes
 from sottovoce.common.errors import AudioError, CorpusError
 from sottovoce.common.feature_cache import Features, stream_features
+from sottovoce.common.progress import Note, OnEvent, Step
 from sottovoce.common.run_files import CorpusFacts, SiteFacts, Skipped
 from sottovoce.common.study import CorpusSpec, Study, Synthetic
 from sottovoce.simulations.cells import POOLED
 from sottovoce.simulations.partition import Row, deal
-from sottovoce.simulations.progress import Note, OnEvent, Step
 
 MAX_NOTES = 5  # so many skipped recordings are named on the terminal; run.json names all
 

@@ -15,11 +15,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sottovoce.common.errors import SottovoceError
+from sottovoce.common.progress import show_progress
 from sottovoce.common.run_files import RunFacts, read_run
 from sottovoce.common.study import Execution, loads
 from sottovoce.common.summary import Arm, Difference, Estimate, Summary
 from sottovoce.common.summary import read as read_summary
-from sottovoce.simulations.progress import show_progress
 from sottovoce.simulations.run_folder import write_text
 from sottovoce.simulations.simulate import resume_run, start_run
 

@@ -22,6 +22,7 @@ from sottovoce.common.folds import n_folds
 from sottovoce.common.predictions import Prediction
 from sottovoce.common.privacy import of_study
 from sottovoce.common.privacy_specs import NoPrivacy
+from sottovoce.common.progress import Note, OnEvent, Step, silent
 from sottovoce.common.provenance import machine, now, versions
 from sottovoce.common.run_files import (
     CellFacts,
@@ -40,7 +41,6 @@ from sottovoce.server.rounds import Cell
 from sottovoce.simulations.cells import FEDERATED, Job, arms_of, compute, n_rounds
 from sottovoce.simulations.pool import computed_at_once
 from sottovoce.simulations.prepare import lay_out, prepare
-from sottovoce.simulations.progress import Note, OnEvent, Step, silent
 from sottovoce.simulations.run_folder import (
     Local,
     create,

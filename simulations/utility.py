@@ -28,12 +28,12 @@ from sottovoce.common.errors import SottovoceError
 from sottovoce.common.predictions import Prediction
 from sottovoce.common.privacy import accountant, plan
 from sottovoce.common.privacy_specs import USUAL_DELTA, LocalPrivacy
+from sottovoce.common.progress import show_progress
 from sottovoce.common.run_files import read_run
 from sottovoce.common.study import Execution, Study, load, loads
 from sottovoce.common.summary import Arm, Estimate
 from sottovoce.common.summary import read as read_summary
 from sottovoce.simulations.cells import FEDERATED
-from sottovoce.simulations.progress import show_progress
 from sottovoce.simulations.results import ROOT, SCENARIOS, commit
 from sottovoce.simulations.run_folder import write_text
 from sottovoce.simulations.simulate import resume_run, start_run

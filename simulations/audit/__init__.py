@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from sottovoce.common.errors import RunError
 from sottovoce.common.files import write_whole
-from sottovoce.simulations.progress import OnEvent, silent
+from sottovoce.common.progress import OnEvent, silent
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from sottovoce.common.privacy import of_study
+from sottovoce.common.progress import OnEvent, Step, silent
 from sottovoce.common.study import Study
 from sottovoce.simulations.audit import linking, membership, sex
 from sottovoce.simulations.audit.figures import CHANCE_AUC, Floats, auc
 from sottovoce.simulations.audit.findings import Finding
 from sottovoce.simulations.audit.one_run import ERROR, N_CANARIES, SHARES, OneRun, Point, one_run
 from sottovoce.simulations.audit.updates import People, gather
-from sottovoce.simulations.progress import OnEvent, Step, silent
 
 SEED = 0  # of canaries, halves and trials; never of a study's noise
 ATTACKS = {"sex": sex, "linking": linking, "membership": membership}

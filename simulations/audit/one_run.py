@@ -27,6 +27,7 @@ from sottovoce.common.errors import PrivacyError
 from sottovoce.common.flower import Node, load_app
 from sottovoce.common.privacy import accountant, plan
 from sottovoce.common.privacy_specs import USUAL_DELTA, LocalPrivacy
+from sottovoce.common.progress import OnEvent, Step, silent
 from sottovoce.common.study import Study
 from sottovoce.common.weights import from_state_dict
 from sottovoce.server.exchange import GridExchange
@@ -36,7 +37,6 @@ from sottovoce.simulations.audit.bound import Guesses, Verdict, judge
 from sottovoce.simulations.audit.canaries import CLASSES, STREAM, Canaries, audit_study, enrol, write_sites
 from sottovoce.simulations.audit.wire import Seen, TappedGrid
 from sottovoce.simulations.engines import CLIENT_APP
-from sottovoce.simulations.progress import OnEvent, Step, silent
 
 SHARES = (0.1, 0.3, 0.8)  # of the canaries that are guessed; from the others the auditor abstains
 ERROR = 0.05

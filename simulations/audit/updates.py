@@ -31,13 +31,13 @@ from sottovoce.common.dataset import SiteData
 from sottovoce.common.errors import CorpusError, PrivacyError
 from sottovoce.common.privacy.source import SimulatedNoise_NotPrivate
 from sottovoce.common.privacy_specs import LocalPrivacy, NoPrivacy
+from sottovoce.common.progress import OnEvent, silent
 from sottovoce.common.run_files import CorpusFacts
 from sottovoce.common.streams import derive, stream
 from sottovoce.common.study import Study
 from sottovoce.common.weights import Layout, from_state_dict
 from sottovoce.simulations.cells import POOLED
 from sottovoce.simulations.prepare import lay_out, prepare
-from sottovoce.simulations.progress import OnEvent, silent
 
 Defence = Literal["none", "private", "noiseless"]
 DEFENCES: tuple[Defence, ...] = ("none", "private", "noiseless")

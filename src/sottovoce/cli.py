@@ -64,8 +64,8 @@ def simulate(
     as_json: AsJson = False,
 ) -> None:
     """Run a study on this machine: features, local training, aggregation, evaluation, report."""
+    from sottovoce.common.progress import show_progress
     from sottovoce.common.study import Execution
-    from sottovoce.simulations.progress import show_progress
     from sottovoce.simulations.simulate import resume_run, start_run
 
     execution = Execution(
@@ -149,8 +149,8 @@ def _audit_empirically(
 ) -> NoReturn:
     from rich.console import Console
 
+    from sottovoce.common.progress import show_progress
     from sottovoce.simulations.audit import terminal, write_empirical_audit
-    from sottovoce.simulations.progress import show_progress
 
     with show_progress(quiet=as_json) as on_event:
         written = write_empirical_audit(
@@ -168,9 +168,9 @@ def features(
     as_json: AsJson = False,
 ) -> None:
     """Compute a study's features into the cache, and say what came of it."""
+    from sottovoce.common.progress import show_progress
     from sottovoce.common.study import load
     from sottovoce.simulations.prepare import describe_features, prepare
-    from sottovoce.simulations.progress import show_progress
 
     loaded = load(study)
     with show_progress(quiet=as_json) as on_event:
@@ -277,9 +277,9 @@ def privacy_plan(
     from sottovoce.common.privacy.planning import fresh_room
     from sottovoce.common.privacy.terminal import plan_lines
     from sottovoce.common.privacy_specs import NoPrivacy
+    from sottovoce.common.progress import Step, show_progress
     from sottovoce.common.study import load
     from sottovoce.common.terminal import print_json, print_lines
-    from sottovoce.simulations.progress import Step, show_progress
 
     loaded = load(study)
     spec = loaded.privacy
@@ -326,9 +326,9 @@ def corpus_synthesize(
     """Make the embedded corpus: real speech synthesis, many voices, acted emotions, several hospitals."""
     from sottovoce.common.config import build
     from sottovoce.common.errors import StudyError
+    from sottovoce.common.progress import show_progress
     from sottovoce.common.study import Synthetic
     from sottovoce.simulations.prepare import synthesize_into
-    from sottovoce.simulations.progress import show_progress
 
     problems: list[str] = []
     table = {"n_speakers": speakers, "utterances_per_emotion": per_emotion, "seed": seed}
@@ -388,7 +388,7 @@ def _print_run(run: Path) -> None:
 def _print_table(title: str, described: dict[str, object]) -> None:
     from rich.console import Console
 
-    from sottovoce.simulations.progress import tables
+    from sottovoce.common.progress import tables
 
     for table in tables(title, described):
         Console().print(table)

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from sottovoce.simulations.progress import Note, Step, show_progress, silent, tables
+from sottovoce.common.progress import Note, Step, show_progress, silent, tables
 
 
 def printed(described: dict[str, object]) -> str:
