@@ -355,9 +355,9 @@ def roster(
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write it.")],
 ) -> None:
     """Write down who takes part in a study's secure sums: names and public keys, for every approver to sign for."""
-    from sottovoce.client.secure_folder import roster_of
     from sottovoce.common.config import canonical
     from sottovoce.common.files import write_whole
+    from sottovoce.common.secagg.roster_file import roster_of
     from sottovoce.common.sums import roster_digest
 
     made = roster_of(coordinator, site)
@@ -381,12 +381,12 @@ def approve(
     as_json: AsJson = False,
 ) -> None:
     """Let a study spend from a domain's budget, as a named person. Exit 1 where it is denied."""
-    from sottovoce.client.secure_folder import read_roster
     from sottovoce.client.site_ledger import SiteLedger
     from sottovoce.common.config import as_plain
     from sottovoce.common.keys import SigningKey
     from sottovoce.common.ledger.terminal import draft_lines
     from sottovoce.common.privacy.budget import Granted
+    from sottovoce.common.secagg.roster_file import read_roster
     from sottovoce.common.study import load
 
     loaded, signing = load(study), SigningKey.load(key)

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 
 from sottovoce.client import policy as policies
-from sottovoce.client.secure_folder import SecureFolder, sound
+from sottovoce.client.secure_folder import SecureFolder
 from sottovoce.common.errors import LedgerError
 from sottovoce.common.files import write_whole
 from sottovoce.common.keys import SigningKey, load_keys, new_keys
@@ -37,6 +37,7 @@ from sottovoce.common.privacy.budget import Budget, Denied, Granted, PldAccounta
 from sottovoce.common.privacy.distributed_accountant import DistributedEvent
 from sottovoce.common.privacy.of_study import counts_of, updates_of
 from sottovoce.common.privacy_specs import USUAL_DELTA, NoPrivacy
+from sottovoce.common.secagg.roster_file import sound
 from sottovoce.common.secagg.session import Roster
 from sottovoce.common.study import Study
 from sottovoce.common.sums import COUNTS, UPDATE, roster_digest

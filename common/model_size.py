@@ -9,16 +9,20 @@ from sottovoce.common.privacy_specs import DistributedPrivacy
 from sottovoce.common.study import Study
 
 
+def widths_of(study: Study) -> dict[str, int]:
+    """Returns how many columns each stream of a study has."""
+    from sottovoce.common.features import width
+
+    return {stream.name: width(stream, study.frames, study.audio.sample_rate_hz) for stream in study.streams}
+
+
 def n_parameters_of(study: Study) -> int:
     """Returns how many numbers the study's model has."""
     import torch
 
-    from sottovoce.common.features import width
     from sottovoce.common.models import build
 
-    widths = {
-        stream.name: width(stream, study.frames, study.audio.sample_rate_hz) for stream in study.streams
-    }
+    widths = widths_of(study)
     with torch.device("meta"):
         model = build(study.model, widths, len(study.labels.classes), seed=0)
     return sum(parameter.numel() for parameter in model.parameters())

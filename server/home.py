@@ -7,6 +7,7 @@
     pki/                   the authority and the server's own certificate
     registry.sqlite        sites, operators, invitations, studies, approvals, witnessed checkpoints, released models
     runs/NAME/             one run of a study: study.toml, run.json, rounds.jsonl, checkpoints/, ledgers/
+    federations/           the record of every attempt at every secure sum, by study
     run/                   logs, process ids, sequence marks
 
 Guarantees:
@@ -58,7 +59,9 @@ class CoordinatorHome:
     def create(cls, folder: Path, text: str) -> "CoordinatorHome":
         """Makes the folder and the coordinator's key. Raises: DeploymentError."""
         home = cls(folder, settings_from(ServerSettings, text, str(folder / SETTINGS)))
-        make_folders(folder, SETTINGS, text, inside=(home.keys, home.pki, home.runs, home.run))
+        make_folders(
+            folder, SETTINGS, text, inside=(home.keys, home.pki, home.runs, home.federations, home.run)
+        )
         SigningKey.generate().save(home.keys)
         return home
 
@@ -87,6 +90,11 @@ class CoordinatorHome:
     def runs(self) -> Path:
         """Where runs lie."""
         return self.folder / "runs"
+
+    @property
+    def federations(self) -> Path:
+        """Where the records of secure sums lie, one for each study: numbers of attempts are never used twice."""
+        return self.folder / "federations"
 
     @property
     def run(self) -> Path:

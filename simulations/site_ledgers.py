@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from sottovoce.client.secure_folder import SecureFolder, roster_from
+from sottovoce.client.secure_folder import SecureFolder
 from sottovoce.client.site_ledger import SECURE, SiteLedger, charges_of
 from sottovoce.common.config import canonical
 from sottovoce.common.errors import PrivacyError
@@ -24,6 +24,7 @@ from sottovoce.common.keys import SigningKey
 from sottovoce.common.ledger.export import extract
 from sottovoce.common.privacy.budget import Denied, PldAccountant
 from sottovoce.common.privacy_specs import NoPrivacy
+from sottovoce.common.secagg.roster_file import roster_from
 from sottovoce.common.secagg.session import Member, Roster
 from sottovoce.common.study import Study
 from sottovoce.server.exchange import GridExchange
