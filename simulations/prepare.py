@@ -1,59 +1,44 @@
-"""From folders of recordings to the sites of a simulation: scan, label, decode, extract, deal, normalise.
+"""A simulation's recordings and sites: corpora found or made, features computed once, speakers dealt, sites written.
+
+What a hospital does for itself too is in `common/preparation.py`.
 
 Guarantees:
-  - What was left out is counted and named: labels without a class, recordings that cannot be decoded.
-  - A study that says `on_bad_recording = "stop"` stops at the first such recording, with its name.
-  - Utterance and speaker ids are unique over all corpora of a study.
+  - The digest of a corpus that a study pins is held against the whole of it, before anything is dealt.
 """
 
 import os
 import shutil
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from sottovoce.common.audio import printable
-from sottovoce.common.corpus import Corpus, Utterance, scan
-from sottovoce.common.dataset import Example, SiteData, clip_frames, normalise, pool, stream_shapes
-from sottovoce.common.errors import AudioError, CorpusError
-from sottovoce.common.feature_cache import Features, stream_features
-from sottovoce.common.progress import Note, OnEvent, Step
-from sottovoce.common.run_files import CorpusFacts, SiteFacts, Skipped
+from sottovoce.common.corpus import Corpus
+from sottovoce.common.dataset import SiteData, pool
+from sottovoce.common.errors import CorpusError
+from sottovoce.common.preparation import (
+    Prepared,
+    check_pinned,
+    compute_features,
+    open_corpus,
+    recordings_of,
+    write_site,
+)
+from sottovoce.common.progress import OnEvent, Step
+from sottovoce.common.run_files import CorpusFacts, SiteFacts
 from sottovoce.common.study import CorpusSpec, Study, Synthetic
 from sottovoce.simulations.cells import POOLED
 from sottovoce.simulations.partition import Row, deal
 
-MAX_NOTES = 5  # so many skipped recordings are named on the terminal; run.json names all
-
 
 @dataclass(frozen=True, kw_only=True)
-class Recording:
-    """One utterance of the study: unique ids, and the index of its class."""
+class Simulated:
+    """A study's recordings, before they are dealt to sites, and what corpora they are of."""
 
-    key: str
-    speaker: str
-    patient: str
-    label: int
-    utterance: Utterance
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A study's recordings, before they are dealt to sites. Their features are in the cache, not here.
-
-    `widths` are the columns of each stream, `n_bytes` what all recordings have of it.
-    """
-
-    recordings: tuple[Recording, ...]
-    widths: Mapping[str, int]
-    n_bytes: Mapping[str, int]
+    prepared: Prepared
     corpora: tuple[CorpusFacts, ...]
-    skipped: tuple[Skipped, ...]
 
 
 def cache_folder() -> Path:
@@ -64,7 +49,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sottovoce"
 
 
-def prepare(study: Study, data: Mapping[str, Path], *, workers: int, on_event: OnEvent) -> Prepared:
+def prepare(study: Study, data: Mapping[str, Path], *, workers: int, on_event: OnEvent) -> Simulated:
     """Scans the corpora of a study and computes its features, from the cache where they are there.
 
     Raises:
@@ -73,14 +58,14 @@ def prepare(study: Study, data: Mapping[str, Path], *, workers: int, on_event: O
     """
     corpora = [_open(spec, data, study, workers, on_event) for spec in study.corpora]
     _check_data_names(study, data)
-    recordings = [item for corpus in corpora for item in _recordings(study, corpus, on_event)]
+    recordings = [item for corpus in corpora for item in recordings_of(study, corpus, on_event)]
     facts = tuple(
         _corpus_facts(corpus, synthetic=_folder(spec, study, data) is None)
         for spec, corpus in zip(study.corpora, corpora, strict=True)
     )
-    prepared = _compute_features(study, recordings, facts, workers, on_event)
-    _check_enough(study, prepared)
-    return prepared
+    prepared = compute_features(study, recordings, cache_folder() / "features", workers, on_event)
+    _check_enough(prepared)
+    return Simulated(prepared=prepared, corpora=facts)
 
 
 def lay_out(study: Study, prepared: Prepared, folder: Path, on_event: OnEvent) -> tuple[SiteFacts, ...]:
@@ -98,7 +83,9 @@ def lay_out(study: Study, prepared: Prepared, folder: Path, on_event: OnEvent) -
         mine = [index for index, site in enumerate(dealt.sites) if site == name]
         # Folders are numbered: a site's name comes from a manifest, and may be no name for a file.
         place = folder / "sites" / f"{number:05d}"
-        sites.append(_write_site(study, prepared, name, mine, dealt.trains, place))
+        trains = [bool(dealt.trains[index]) for index in mine]
+        cache = cache_folder() / "features"
+        sites.append(write_site(study, prepared.part(mine), name, place, cache, trains=trains))
     pool(folder / POOLED, site=POOLED, parts=sites)
     return tuple(_site_facts(study, part) for part in sites)
 
@@ -148,18 +135,8 @@ def _open(
         )
     if folder is None:
         raise CorpusError(f"corpora: expected a folder for {spec.name!r}. Give it: --data {spec.name}=DIR")
-    corpus = scan(folder, name=spec.name, adapter=spec.adapter)
-    for problem in corpus.problems[:MAX_NOTES]:
-        on_event(Note(text=f"{spec.name}: {problem}"))
-    if len(corpus.problems) > MAX_NOTES:
-        more = len(corpus.problems) - MAX_NOTES
-        on_event(Note(text=f"{spec.name}: and {more} more; see `sottovoce corpus scan {folder}`"))
-    if spec.manifest_sha256 and corpus.manifest_digest() != spec.manifest_sha256:
-        raise CorpusError(
-            f"corpora.{spec.name}: expected the corpus with manifest_sha256 = {spec.manifest_sha256[:16]}…; the "
-            f"folder holds {corpus.manifest_digest()[:16]}…: files are missing, added or renamed. "
-            "Use the corpus that the study was written for."
-        )
+    corpus = open_corpus(spec, folder, on_event)
+    check_pinned(spec, corpus)
     return corpus
 
 
@@ -177,72 +154,7 @@ def _check_data_names(study: Study, data: Mapping[str, Path]) -> None:
         )
 
 
-def _recordings(study: Study, corpus: Corpus, on_event: OnEvent) -> Iterator[Recording]:
-    prefix = f"{corpus.name}:" if len(study.corpora) > 1 else ""
-    left_out: Counter[str] = Counter()
-    for item in corpus.utterances:
-        name = study.labels.merge.get(item.label, item.label)
-        if name in study.labels.classes:
-            yield Recording(
-                key=prefix + item.key,
-                speaker=prefix + item.speaker,
-                patient=prefix + item.patient,
-                label=study.labels.classes.index(name),
-                utterance=item,
-            )
-        else:
-            left_out[item.label] += 1
-    if left_out:
-        counts = ", ".join(f"{label} {count:,}" for label, count in sorted(left_out.items()))
-        on_event(Note(text=f"{corpus.name}: left out, no class in this study: {counts}"))
-
-
-def _compute_features(
-    study: Study,
-    recordings: Sequence[Recording],
-    corpora: tuple[CorpusFacts, ...],
-    workers: int,
-    on_event: OnEvent,
-) -> Prepared:
-    """Fills the cache, and finds out which recordings are good."""
-    kept: list[Recording] = []
-    skipped: list[Skipped] = []
-    widths: dict[str, int] = {}
-    n_bytes: Counter[str] = Counter()
-    for number, (item, found) in enumerate(_stream(study, recordings, workers), start=1):
-        on_event(Step(stage="features", done=number, total=len(recordings)))
-        if isinstance(found, AudioError):
-            if study.audio.on_bad_recording == "stop":
-                raise found
-            place = (
-                f"{printable(item.utterance.path)}: "  # where files lie here is nobody's business elsewhere
-            )
-            skipped.append(Skipped(recording=item.key, reason=str(found).removeprefix(place)))
-        else:
-            kept.append(item)
-            widths = {name: int(array.shape[-1]) for name, array in found.items()}
-            n_bytes.update({name: array.nbytes for name, array in found.items()})
-    for copy in range(1, study.training.augmentation.copies + 1):
-        for number, _ in enumerate(_stream(study, kept, workers, copy), start=1):
-            on_event(Step(stage=f"copy {copy}", done=number, total=len(kept)))
-    for entry in skipped[:MAX_NOTES]:
-        on_event(Note(text=f"skipped: {entry.recording}: {entry.reason}"))
-    if len(skipped) > MAX_NOTES:
-        on_event(Note(text=f"skipped: {len(skipped)} recordings in all; run.json names them"))
-    return Prepared(
-        recordings=tuple(kept), widths=widths, n_bytes=n_bytes, corpora=corpora, skipped=tuple(skipped)
-    )
-
-
-def _stream(
-    study: Study, recordings: Sequence[Recording], workers: int, copy: int = 0
-) -> Iterator[tuple[Recording, Features | AudioError]]:
-    utterances = [item.utterance for item in recordings]
-    found = stream_features(utterances, study, cache_folder() / "features", workers=workers, copy=copy)
-    return zip(recordings, found, strict=True)
-
-
-def _check_enough(study: Study, prepared: Prepared) -> None:
+def _check_enough(prepared: Prepared) -> None:
     present = {item.label for item in prepared.recordings}
     speakers = {item.speaker for item in prepared.recordings}
     if len(present) < 2 or len(speakers) < 2:
@@ -250,52 +162,6 @@ def _check_enough(study: Study, prepared: Prepared) -> None:
             f"Expected recordings of at least two classes and two speakers; came {len(present)} and "
             f"{len(speakers)}. Look at the folder with `sottovoce corpus scan`, and at labels.classes."
         )
-
-
-def _write_site(
-    study: Study,
-    prepared: Prepared,
-    name: str,
-    mine: Sequence[int],
-    trains: npt.NDArray[np.bool_],
-    place: Path,
-) -> SiteData:
-    shapes = stream_shapes(study.streams, prepared.widths, clip_frames(study.audio, study.frames))
-    examples = (
-        _example(prepared.recordings[index], found, copy, trains=bool(trains[index]))
-        for copy in range(study.training.augmentation.copies + 1)
-        for index, found in _good(study, [(index, prepared.recordings[index]) for index in mine], copy)
-    )
-    raw = place.parent.parent / "raw"
-    data = normalise(
-        SiteData.write(raw, site=name, shapes=shapes, examples=examples), study.normalisation, place
-    )
-    shutil.rmtree(raw)
-    return data
-
-
-def _good(
-    study: Study, numbered: Sequence[tuple[int, Recording]], copy: int
-) -> Iterator[tuple[int, Features]]:
-    """Yields features from the cache. A recording that was good and no longer is has changed under us."""
-    found = _stream(study, [item for _, item in numbered], 1, copy)
-    for (index, _), (_, features) in zip(numbered, found, strict=True):
-        if isinstance(features, AudioError):
-            raise features
-        yield index, features
-
-
-def _example(item: Recording, features: Features, copy: int, *, trains: bool) -> Example:
-    return Example(
-        key=item.key,
-        label=item.label,
-        speaker=item.speaker,
-        patient=item.patient,
-        groups=item.utterance.groups,
-        features=features,
-        copy=copy,
-        trains=trains,
-    )
 
 
 def _corpus_facts(corpus: Corpus, *, synthetic: bool) -> CorpusFacts:

@@ -147,10 +147,10 @@ def _go(
     twins: bool,
     on_event: OnEvent,
 ) -> None:
-    prepared = prepare(study, data, workers=execution.workers, on_event=on_event)
+    found = prepare(study, data, workers=execution.workers, on_event=on_event)
     on_event(Note(text=facts.stamp))
-    sites = lay_out(study, prepared, run / WORK, on_event)
-    facts = replace(facts, corpora=prepared.corpora, sites=sites, skipped=prepared.skipped)
+    sites = lay_out(study, found.prepared, run / WORK, on_event)
+    facts = replace(facts, corpora=found.corpora, sites=sites, skipped=found.prepared.skipped)
     write_run(run / "run.json", facts)
     jobs = [_job(run, cell, execution) for cell in cells_of(study, twins=twins)]
     done = _compute_all(run, study, facts, jobs, len(sites), on_event)

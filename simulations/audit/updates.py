@@ -127,10 +127,10 @@ def gather(
         CorpusError: a corpus is neither embedded nor published, or has too few speakers.
     """
     public = replace(study, privacy=NoPrivacy(mode="none"))
-    prepared = prepare(public, data, workers=workers, on_event=on_event)
-    for corpus in prepared.corpora:
+    found = prepare(public, data, workers=workers, on_event=on_event)
+    for corpus in found.corpora:
         check_public(corpus)
-    lay_out(public, prepared, folder, on_event)
+    lay_out(public, found.prepared, folder, on_event)
     pooled = SiteData.open(folder / POOLED).originals()
     if len(set(pooled.speakers)) < FEWEST_SPEAKERS:
         raise CorpusError(

@@ -174,10 +174,10 @@ def features(
 
     loaded = load(study)
     with show_progress(quiet=as_json) as on_event:
-        prepared = prepare(
+        found = prepare(
             loaded, _folders(data), workers=workers or len(os.sched_getaffinity(0)), on_event=on_event
         )
-    described = describe_features(loaded, prepared)
+    described = describe_features(loaded, found.prepared)
     _print_table("features", described) if not as_json else typer.echo(json.dumps(described, indent=2))
 
 
