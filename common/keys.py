@@ -27,6 +27,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, InvalidTag, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP384R1,
+    EllipticCurvePrivateKey,
+    EllipticCurvePublicKey,
+)
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher
@@ -40,6 +45,7 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
     load_pem_private_key,
+    load_ssh_private_key,
 )
 
 from sottovoce.common.errors import KeyFileError
@@ -64,7 +70,7 @@ class SigningKey:
     @classmethod
     def load(cls, path: Path) -> "SigningKey":
         """Reads a key file. Raises: KeyFileError for one that is missing, readable by others, or no key."""
-        data = _read_secret(path)
+        data = read_secret(path)
         try:
             private = load_pem_private_key(data, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -77,7 +83,7 @@ class SigningKey:
         """Writes the key as `signing-<start of its public half>.pem` and returns the path."""
         pem = self._private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         path = folder / f"signing-{self.public_hex[:16]}.pem"
-        _write_secret(path, pem)
+        write_secret(path, pem)
         return path
 
     def sign(self, message: bytes) -> bytes:
@@ -109,7 +115,7 @@ class DigestKey:
     def load(cls, path: Path) -> "DigestKey":
         """Reads a key file. Raises: KeyFileError for one that is missing, readable by others, or no key."""
         try:
-            return cls(bytes.fromhex(_read_secret(path).decode("ascii").strip()))
+            return cls(bytes.fromhex(read_secret(path).decode("ascii").strip()))
         except ValueError:
             raise KeyFileError(
                 f"{path.name}: expected 64 hexadecimal digits; this file has others."
@@ -118,7 +124,7 @@ class DigestKey:
     def save(self, folder: Path) -> Path:
         """Writes the key as `digest-key` and returns the path."""
         path = folder / DIGEST_KEY_FILE
-        _write_secret(path, self.opened())
+        write_secret(path, self.opened())
         return path
 
     @property
@@ -136,6 +142,23 @@ class DigestKey:
 
     def __repr__(self) -> str:
         return "DigestKey(secret)"
+
+
+def load_node_key(path: Path) -> tuple[EllipticCurvePrivateKey, EllipticCurvePublicKey]:
+    """Reads the key with which a site shows itself to Flower: EC P-384, in OpenSSH's form or PEM.
+
+    Raises:
+        KeyFileError: it is missing, readable by others, or another kind of key.
+    """
+    data = read_secret(path)
+    load = load_ssh_private_key if b"OPENSSH" in data else load_pem_private_key
+    try:
+        private: object = load(data, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        private = None
+    if not isinstance(private, EllipticCurvePrivateKey) or not isinstance(private.curve, SECP384R1):
+        raise KeyFileError(f"{path.name}: expected an EC P-384 private key; this file is none.")
+    return private, private.public_key()
 
 
 def verified(public_hex: str, signature: bytes, message: bytes) -> bool:
@@ -194,7 +217,8 @@ def load_keys(folder: Path) -> tuple[tuple[SigningKey, ...], DigestKey]:
     return signing, DigestKey.load(folder / DIGEST_KEY_FILE)
 
 
-def _write_secret(path: Path, data: bytes) -> None:
+def write_secret(path: Path, data: bytes) -> None:
+    """Makes a key file, mode 0600, synchronised. Raises: KeyFileError where it cannot, or one is there."""
     try:
         # O_EXCL: a key that is there is never written over.
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -211,7 +235,8 @@ def _write_secret(path: Path, data: bytes) -> None:
         raise KeyFileError(f"{path.name}: cannot be made ({error.strerror}).") from None
 
 
-def _read_secret(path: Path) -> bytes:
+def read_secret(path: Path) -> bytes:
+    """Reads a key file. Raises: KeyFileError for one that is missing, too long, or readable by others."""
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
