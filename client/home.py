@@ -40,6 +40,8 @@ class HospitalSettings:
     """`hospital.toml`: what a hospital's administrator decides. None of it is part of a study.
 
     `data` gives a folder for each corpus name of the studies; a port of 0 is none; seconds are of the agent.
+    `features_key` names the key under which features lie sealed on the disk: a file's path, or `credential:NAME` of
+    systemd; `memory_folder` is where they are opened (`client/features_at_rest.py`).
     """
 
     format: Literal[1]
@@ -49,6 +51,9 @@ class HospitalSettings:
     workers: Annotated[int, Interval(1, 64)] = 1
     poll_seconds: Annotated[float, Interval(0.02, 60)] = 0.1
     metrics_port: Port = 0
+    max_message_bytes: Annotated[int, Interval(10_000, 2_000_000_000)] = 512_000_000
+    features_key: Name | None = None
+    memory_folder: Name = "/dev/shm"
 
 
 @dataclass(frozen=True, kw_only=True)
