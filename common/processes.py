@@ -70,6 +70,22 @@ def end(process_id: int, *, since: str, seconds: float = STOP_SECONDS) -> bool:
     return True
 
 
+def write_mark(path: Path, process_id: int) -> None:
+    """Writes down which process this is: its number, and when it began."""
+    write_whole(path, json.dumps([process_id, began(process_id)]).encode())
+
+
+def read_mark(path: Path) -> tuple[int, str] | None:
+    """Returns the process that `path` names and when it began, if it still runs."""
+    try:
+        process_id, since = json.loads(path.read_bytes())
+    except (OSError, ValueError, TypeError):
+        return None
+    if not isinstance(process_id, int) or not isinstance(since, str) or began(process_id) != since:
+        return None
+    return process_id, since
+
+
 class Child:
     """A child process with a log, in a group of its own; its number is on disk while it lives."""
 
@@ -83,7 +99,7 @@ class Child:
         end_left_behind(folder / f"{name}.pid")
         with (folder / f"{name}.log").open("ab") as log:
             child = cls(name, folder, _started(command, log, extra))
-        write_whole(child._mark, json.dumps([child.process_id, child._since]).encode())
+        write_mark(child._mark, child.process_id)
         return child
 
     @property
@@ -111,12 +127,8 @@ class Child:
 
 def end_left_behind(mark: Path) -> None:
     """Ends the process whose number a crash left in `mark`, if it is still that process."""
-    try:
-        process_id, since = json.loads(mark.read_bytes())
-    except (OSError, ValueError, TypeError):
-        return
-    if isinstance(process_id, int) and isinstance(since, str) and since:
-        end(process_id, since=since)
+    if (found := read_mark(mark)) is not None:
+        end(found[0], since=found[1])
     mark.unlink(missing_ok=True)
 
 

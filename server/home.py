@@ -25,6 +25,7 @@ from sottovoce.common.keys import SigningKey
 from sottovoce.common.settings import make_folders, read_settings, settings_from
 
 SETTINGS = "server.toml"
+MARK, STATUS = "coordinator.pid", "status.json"  # in `run`, of the process that serves this folder
 
 Port = Annotated[int, Interval(0, 65_535)]
 Name = Annotated[str, Interval(1, 120)]
@@ -80,6 +81,16 @@ class CoordinatorHome:
     def pki(self) -> Path:
         """Where the authority and the server's certificate lie."""
         return self.folder / "pki"
+
+    @property
+    def fleet_address(self) -> str:
+        """Where hospitals reach the rounds of studies, HOST:PORT: the front's port, where there is one."""
+        return f"{self.settings.hosts[0]}:{self.settings.front_port or self.settings.fleet_port}"
+
+    @property
+    def consortium_address(self) -> str:
+        """Where hospitals reach the consortium service, HOST:PORT."""
+        return f"{self.settings.hosts[0]}:{self.settings.consortium_port}"
 
     @property
     def registry(self) -> Path:
