@@ -27,6 +27,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, InvalidTag, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP384R1,
+    EllipticCurvePrivateKey,
+    EllipticCurvePublicKey,
+)
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher
@@ -40,6 +45,7 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
     load_pem_private_key,
+    load_ssh_private_key,
 )
 
 from sottovoce.common.errors import KeyFileError
@@ -136,6 +142,23 @@ class DigestKey:
 
     def __repr__(self) -> str:
         return "DigestKey(secret)"
+
+
+def load_node_key(path: Path) -> tuple[EllipticCurvePrivateKey, EllipticCurvePublicKey]:
+    """Reads the key with which a site shows itself to Flower: EC P-384, in OpenSSH's form or PEM.
+
+    Raises:
+        KeyFileError: it is missing, readable by others, or another kind of key.
+    """
+    data = read_secret(path)
+    load = load_ssh_private_key if b"OPENSSH" in data else load_pem_private_key
+    try:
+        private: object = load(data, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        private = None
+    if not isinstance(private, EllipticCurvePrivateKey) or not isinstance(private.curve, SECP384R1):
+        raise KeyFileError(f"{path.name}: expected an EC P-384 private key; this file is none.")
+    return private, private.public_key()
 
 
 def verified(public_hex: str, signature: bytes, message: bytes) -> bool:
