@@ -242,10 +242,10 @@ class Registry:
     ) -> None:
         """Offers a study to sites. Raises: DeploymentError where it was offered already, or a site is no member."""
         with self._file.changing() as change:
-            if change.first("SELECT 1 FROM offers WHERE digest = ?", digest):
+            if change.first("SELECT 1 FROM offers WHERE study = ?", digest):
                 raise DeploymentError(f"Study {digest[:16]}… was offered already.")
             change.do(
-                "INSERT INTO offers (digest, text, roster, offered_at, signature) VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO offers (study, text, roster, offered_at, signature) VALUES (?, ?, ?, ?, ?)",
                 *(digest, study_text, roster_bytes, _now(), signature),
             )
             for site in sites:
@@ -259,14 +259,14 @@ class Registry:
         """Returns the studies offered, or those offered to one site, oldest first."""
         found = self._file.all(
             "SELECT o.* FROM offers o WHERE ?1 IS NULL OR EXISTS "
-            "(SELECT 1 FROM offered_to t WHERE t.study = o.digest AND t.folded = ?1) ORDER BY offered_at, digest",
+            "(SELECT 1 FROM offered_to t WHERE t.study = o.study AND t.folded = ?1) ORDER BY offered_at, study",
             None if site is None else folded(site),
         )
         return tuple(map(self._offered, found))
 
     def offered(self, digest: str) -> Offered | None:
         """Returns one study as it was offered."""
-        row = self._file.first("SELECT * FROM offers WHERE digest = ?", digest)
+        row = self._file.first("SELECT * FROM offers WHERE study = ?", digest)
         return None if row is None else self._offered(row)
 
     def record_approval(self, said: Decision) -> None:
@@ -402,7 +402,7 @@ class Registry:
     def _offered(self, row: Row) -> Offered:
         sites = self._file.all(
             "SELECT m.name FROM offered_to JOIN members m USING (folded) WHERE study = ? ORDER BY m.name",
-            row["digest"],
+            row["study"],
         )
         return Offered(**row, sites=tuple(site["name"] for site in sites))
 

@@ -27,15 +27,15 @@ CREATE TABLE certificates (
     issued_at INTEGER NOT NULL, revoked_at INTEGER
 ) STRICT;
 CREATE TABLE offers (
-    digest TEXT PRIMARY KEY, text TEXT NOT NULL, roster BLOB NOT NULL, offered_at INTEGER NOT NULL,
+    study TEXT PRIMARY KEY, text TEXT NOT NULL, roster BLOB NOT NULL, offered_at INTEGER NOT NULL,
     signature BLOB NOT NULL
 ) STRICT;
 CREATE TABLE offered_to (
-    study TEXT NOT NULL REFERENCES offers (digest), folded TEXT NOT NULL REFERENCES members (folded),
+    study TEXT NOT NULL REFERENCES offers (study), folded TEXT NOT NULL REFERENCES members (folded),
     PRIMARY KEY (study, folded)
 ) STRICT;
 CREATE TABLE approvals (
-    study TEXT NOT NULL REFERENCES offers (digest), folded TEXT NOT NULL REFERENCES members (folded),
+    study TEXT NOT NULL REFERENCES offers (study), folded TEXT NOT NULL REFERENCES members (folded),
     decision TEXT NOT NULL, instance TEXT NOT NULL, entry INTEGER NOT NULL, decided_at INTEGER NOT NULL,
     identity TEXT NOT NULL, signature BLOB NOT NULL, PRIMARY KEY (study, folded, instance, entry)
 ) STRICT;
@@ -95,7 +95,7 @@ class Invited:
 class Offered:
     """A study as it was offered. `signature` is the coordinator's."""
 
-    digest: str
+    study: str
     text: str
     roster: bytes
     sites: tuple[str, ...]
