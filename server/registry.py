@@ -239,6 +239,8 @@ class Registry:
         sites: Sequence[str],
         roster_bytes: bytes,
         signature: bytes,
+        *,
+        offered_at: int,
     ) -> None:
         """Offers a study to sites. Raises: DeploymentError where it was offered already, or a site is no member."""
         with self._file.changing() as change:
@@ -246,7 +248,7 @@ class Registry:
                 raise DeploymentError(f"Study {digest[:16]}… was offered already.")
             change.do(
                 "INSERT INTO offers (study, text, roster, offered_at, signature) VALUES (?, ?, ?, ?, ?)",
-                *(digest, study_text, roster_bytes, _now(), signature),
+                *(digest, study_text, roster_bytes, offered_at, signature),
             )
             for site in sites:
                 member = _member(change, site)

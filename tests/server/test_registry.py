@@ -137,7 +137,7 @@ def test_revoking_withdraws_open_invitations(registry: Registry) -> None:
 def test_approvals_count_by_their_newest_entry_and_the_identity_in_force(registry: Registry) -> None:
     enrol(registry, "hospital-a")
     enrol(registry, "hospital-b", number=2)
-    registry.offer("text", "d" * 64, ["hospital-a", "hospital-b"], b"", b"signature")
+    registry.offer("text", "d" * 64, ["hospital-a", "hospital-b"], b"", b"signature", offered_at=7)
 
     def say(site: str, number: int, decision: str, entry: int) -> None:
         registry.record_approval(
@@ -165,11 +165,11 @@ def test_a_study_is_offered_once_and_only_to_sites_that_may_take_part(registry: 
     enrol(registry, "hospital-a")
     enrol(registry, "ann", role="auditor", number=2)
     with pytest.raises(DeploymentError, match="'ann' is none"):
-        registry.offer("text", "d" * 64, ["hospital-a", "ann"], b"", b"")
+        registry.offer("text", "d" * 64, ["hospital-a", "ann"], b"", b"", offered_at=7)
     assert registry.offers() == ()  # whole or not at all
-    registry.offer("text", "d" * 64, ["hospital-a"], b"roster", b"signature")
+    registry.offer("text", "d" * 64, ["hospital-a"], b"roster", b"signature", offered_at=7)
     with pytest.raises(DeploymentError, match="offered already"):
-        registry.offer("text", "d" * 64, ["hospital-a"], b"", b"")
+        registry.offer("text", "d" * 64, ["hospital-a"], b"", b"", offered_at=7)
     assert registry.offers("Hospital-A") == registry.offers()
     assert registry.offers("ann") == ()
 
@@ -308,7 +308,7 @@ def test_a_full_disk_changes_nothing_and_is_said_in_words(registry: Registry) ->
     pages = registry._file.all("PRAGMA page_count")[0]["page_count"]
     registry._file.all(f"PRAGMA max_page_count = {pages}")  # SQLite then answers as on a disk without room
     with pytest.raises(DeploymentError, match="disk has room"):
-        registry.offer("text" * 10_000, "d" * 64, ["hospital-a"], b"", b"")
+        registry.offer("text" * 10_000, "d" * 64, ["hospital-a"], b"", b"", offered_at=7)
     assert (registry.offers(), registry.events()) == ((), before)
     registry._file.all("PRAGMA max_page_count = 1000000")
-    registry.offer("text" * 10_000, "d" * 64, ["hospital-a"], b"", b"")
+    registry.offer("text" * 10_000, "d" * 64, ["hospital-a"], b"", b"", offered_at=7)
