@@ -12,6 +12,7 @@ Checked in this order, and refused with one word:
 
 | word        | what was expected                                                                |
 |-------------|----------------------------------------------------------------------------------|
+| `frame`     | these three and nothing beside them (`common/sealing.py`)                        |
 | `size`      | header, signature and body within their bounds                                   |
 | `signature` | a signature over the header by the key that the receiver pinned                  |
 | `header`    | canonical JSON of exactly the fields of `Header`, each in its range              |
@@ -22,6 +23,7 @@ Checked in this order, and refused with one word:
 | `expired`   | a time not yet over, and at most 13 hours ahead                                  |
 | `body`      | the body that the header has the digest of                                       |
 | `replay`    | a sequence number above all that came before (`Replays.accept`)                  |
+| `content`   | a body of records (`common/records.py`); the first that is parsed of it          |
 
 Guarantees:
   - Nothing of an envelope is parsed before its signature was verified, and nothing of the body here at all.
@@ -58,7 +60,18 @@ MAX_SEQUENCE = 2**63 - 1
 MAX_MARKS_BYTES = 1_000_000
 
 Reason = Literal[
-    "size", "signature", "header", "sender", "recipient", "phase", "answers", "expired", "body", "replay"
+    "frame",
+    "size",
+    "signature",
+    "header",
+    "sender",
+    "recipient",
+    "phase",
+    "answers",
+    "expired",
+    "body",
+    "replay",
+    "content",
 ]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 
@@ -177,6 +190,14 @@ def signed_by(envelope: Envelope, public_key: str, *, max_body_bytes: int = MAX_
     ):
         raise _refused("size")
     return verified(public_key, envelope.signature, LABEL + envelope.header)
+
+
+def signed_header(envelope: Envelope, public_key: str) -> Header | None:
+    """Returns the header that a key signed, for a line of a log; None where it did not, or it is none."""
+    try:
+        return _parsed(envelope.header) if signed_by(envelope, public_key) else None
+    except EnvelopeRefused:
+        return None
 
 
 def header_digest(envelope: Envelope) -> str:

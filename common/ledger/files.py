@@ -9,12 +9,15 @@ Guarantees:
 
 import fcntl
 import os
+import time
 from pathlib import Path
 from typing import Protocol
 
 from sottovoce.common.errors import LedgerError
 
 LOCK_FILE = "lock"
+LOCK_SECONDS = 1.0  # a look at a ledger takes milliseconds: a message to a site shall not fail for it
+RETRY_SECONDS = 0.02
 MACHINE_ID = Path("/etc/machine-id")
 
 
@@ -98,13 +101,12 @@ class DiskFolder:
             descriptor = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise LedgerError(f"{self.path}: cannot be used as a ledger folder ({error.strerror}).") from None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(descriptor)
-            raise LedgerError(
-                f"{self.path}: expected to be alone; another process works on this ledger."
-            ) from None
+        end = time.monotonic() + LOCK_SECONDS
+        while not _try_lock(descriptor):
+            if time.monotonic() > end:
+                os.close(descriptor)
+                raise LedgerError(f"{self.path}: expected to be alone; another process works on this ledger.")
+            time.sleep(RETRY_SECONDS)
         self._lock = descriptor
 
     def unlock(self) -> None:
@@ -164,3 +166,11 @@ def replace_file(folder: Folder, name: str, data: bytes) -> None:
         file.close()
     folder.rename(part, name)
     folder.sync()
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

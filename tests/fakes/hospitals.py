@@ -1,126 +1,123 @@
-"""A small corpus of three hospitals, the folder that each of them has of it, and hospitals to prepare it.
+"""Hospital folders with everything in them: enrolled, with a ledger, a policy, an approval, a study and features.
 
-whole = write_corpus(tmp_path / "whole")             # manifest.csv with a column `site`
-part = own_part(whole, "north", tmp_path / "north")  # the same relative paths, this site's rows alone
-hospital = open_hospital(tmp_path / "h", "north", data=part)
-offer(hospital, study_text())
+hospitals, roster = make_hospitals(folder, study_file, sites, coordinator_key=key.public_hex)
 """
 
-import csv
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-import soundfile
+from sottovoce.client.home import Coordinator, Hospital
+from sottovoce.client.site_ledger import SiteLedger
+from sottovoce.common import study as studies
+from sottovoce.common.keys import SigningKey
+from sottovoce.common.privacy.budget import Granted
+from sottovoce.common.privacy_specs import NoPrivacy
+from sottovoce.common.secagg.session import Member, Roster
+from sottovoce.common.study import Study
+from sottovoce.simulations import site_ledgers
 
-from sottovoce.client.home import Hospital
-from sottovoce.common.files import write_whole
-from sottovoce.common.study import Study, loads
-
-SITES = ("east", "north", "west")
-LABELS = ("happy", "sad", "angry")
-RATE = 8000
-STUDY = """
+PERSON, DOMAIN = site_ledgers.PERSON, site_ledgers.DOMAIN
+SETTINGS = 'format = 1\nsite = "{site}"\n'
+NOT_PRIVATE = """\
 format = 1
-name = "wards"
-purpose = "medical"
-corpora = [{{ name = "wards"{corpus} }}]
-labels = {{ classes = ["happy", "sad", "angry"] }}
-normalisation = {{ scheme = "speaker" }}
-model = {{ kind = "mlp", stream = "statistics", hidden = 4 }}
-federation = {{ n_sites = {n_sites}, rounds = 2, partition = {partition} }}
-privacy = {privacy}
-evaluation = {{ folds = {{ kind = "by_patient_hash", k = 2 }}, every_rounds = 1 }}
-audio = {{ clip_seconds = 0.3, sample_rate_hz = 8000, on_bad_recording = "{bad}" }}
-streams = [
-  {{ name = "frames", parts = [{{ kind = "log_mel", n_mels = 8 }}] }},
-  {{ name = "statistics", parts = [{{ kind = "mfcc" }}], pooling = "statistics" }},
-]
-
-[training]
-learning_rate = 0.1
-augmentation = {{ noise_prob = {noise}, copies = {copies} }}
+site = "{site}"
+version = {version}
+changed_by = "{person}"
+reason = "test"
+studies = ["{digest}"]
+purposes = ["{purpose}"]
+modes = ["none"]
+max_epsilon_per_study = 1.0
+max_sites_per_patient = 1
+allow_non_private = true
+domains = [{{ name = "{domain}", n_patients = 100, epsilon_cap = 1.0, delta = 1e-6, small_population = true }}]
+approvers = [{{ name = "{person}", public_key = "{key}" }}]
 """
-NONE = '{ mode = "none" }'
 
 
-def study_text(
-    *,
-    partition: str = '{ kind = "corpus_sites" }',
-    n_sites: int = 3,
-    privacy: str = NONE,
-    bad: str = "stop",
-    corpus: str = "",
-    copies: int = 0,
-) -> str:
-    """Returns a study for the three hospitals."""
-    return STUDY.format(
-        partition=partition,
-        n_sites=n_sites,
-        privacy=privacy,
-        bad=bad,
-        corpus=corpus,
-        copies=copies,
-        noise=1.0 if copies else 0.0,
+def enrolled(folder: Path, site: str, coordinator_key: str, *, settings: str = "") -> Hospital:
+    """Makes a hospital that listens to a coordinator and has approved nothing. `settings` is more of its TOML."""
+    hospital = Hospital.create(folder, SETTINGS.format(site=site) + settings)
+    SiteLedger.create(hospital.ledger, site=site)
+    hospital.pin(
+        Coordinator(
+            format=1,
+            name="Fake consortium",
+            public_key=coordinator_key,
+            fleet="127.0.0.1:1",
+            consortium="127.0.0.1:2",
+        )
     )
+    return hospital
 
 
-def write_corpus(root: Path) -> Path:
-    """Writes two speakers a hospital, each with two takes of each label, and the manifest."""
-    rows = []
-    for number, (site, speaker) in enumerate((site, n) for site in SITES for n in (1, 2)):
-        for take, label in enumerate((*LABELS, *LABELS)):
-            file = f"ward-{number % 2}/{site}-{speaker}-{take}.wav"
-            _record(root / file, seed=10 * number + take)
-            rows.append({"path": file, "label": label, "speaker": f"{site}-{speaker}", "site": site})
-    _write_manifest(root, rows)
-    return root
-
-
-def own_part(whole: Path, site: str, out: Path, *, column: bool = True) -> Path:
-    """Copies one site's recordings, under the same relative paths, with a manifest of its own."""
-    rows = [row for row in rows_of(whole) if row["site"] == site]
-    for row in rows:
-        (out / row["path"]).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(whole / row["path"], out / row["path"])
-    _write_manifest(
-        out, [{key: value for key, value in row.items() if column or key != "site"} for row in rows]
-    )
-    return out
-
-
-def rows_of(folder: Path) -> list[dict[str, str]]:
-    """Reads a manifest."""
-    with (folder / "manifest.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def open_hospital(folder: Path, site: str, *, data: Path | None, more: str = "") -> Hospital:
-    """Makes a hospital's folder."""
-    data_table = f'data = {{ wards = "{data}" }}' if data else ""
-    return Hospital.create(folder, f'format = 1\nsite = "{site}"\n{data_table}\n{more}\n')
-
-
-def offer(hospital: Hospital, text: str) -> Study:
-    """Puts a study where an offer lies."""
-    study = loads(text)
-    folder = hospital.study_folder(study.digest())
-    folder.mkdir(parents=True)
-    write_whole(folder / "study.toml", text.encode())
+def offer(hospital: Hospital, study_file: Path, data: Path | None) -> Study:
+    """Puts a study, and the features of it that a site's data are, where a hospital has them."""
+    study = studies.load(study_file)
+    digest = study.digest()
+    hospital.study_folder(digest).mkdir(parents=True, mode=0o700)
+    shutil.copyfile(study_file, hospital.study_file(digest))
+    if data is not None:
+        shutil.copytree(data, hospital.features(digest))
     return study
 
 
-def _record(path: Path, *, seed: int) -> None:
-    draw = np.random.default_rng(seed)
-    seconds = 0.25 + 0.2 * draw.random()  # some shorter than a clip, some longer
-    time = np.arange(round(seconds * RATE)) / RATE
-    tone = np.sin(2 * np.pi * (120 + 200 * draw.random()) * time) + 0.1 * draw.normal(size=len(time))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, 0.3 * tone, RATE)
+def approve(hospital: Hospital, study: Study, roster: Roster | None = None) -> None:
+    """Adopts a policy that allows this study and no other, and approves it."""
+    key = SigningKey.generate()
+    with SiteLedger.open(hospital.ledger) as ledger:
+        policy, version = hospital.folder / "policy.toml", 1
+        if ledger.budget.state.policy is not None:
+            version = ledger.budget.state.policy.version + 1
+        policy.write_text(policy_of(study, hospital.site, key.public_hex, version=version))
+        ledger.adopt(policy)
+        answer = ledger.approve(study, domain=DOMAIN, person=PERSON, key=key, roster=roster)
+    assert isinstance(answer, Granted), answer
 
 
-def _write_manifest(folder: Path, rows: list[dict[str, str]]) -> None:
-    with (folder / "manifest.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+def policy_of(study: Study, site: str, key: str, *, version: int = 1) -> str:
+    """Returns the text of a policy for one study, whose approver has this key."""
+    if isinstance(study.privacy, NoPrivacy):
+        return NOT_PRIVATE.format(
+            site=site, version=version, person=PERSON, digest=study.digest(), purpose=study.purpose, domain=DOMAIN,
+            key=key,
+        )  # fmt: skip
+    return site_ledgers._policy(study, site, key).replace("version = 1\n", f"version = {version}\n")
+
+
+def make_hospital(
+    folder: Path,
+    site: str,
+    study_file: Path,
+    data: Path,
+    coordinator_key: str,
+    roster: Roster | None = None,
+) -> Hospital:
+    """Makes a hospital that is ready for one study. A study with secure sums wants `make_hospitals`: its roster
+    names identities that are made with the folders."""
+    hospital = enrolled(folder, site, coordinator_key)
+    approve(hospital, offer(hospital, study_file, data), roster)
+    return hospital
+
+
+def make_hospitals(
+    folder: Path, study_file: Path, sites: Mapping[str, Path], *, coordinator_key: str
+) -> tuple[dict[str, Hospital], Roster | None]:
+    """Makes a hospital for each site, by name with the folder of its data; and the roster of secure sums."""
+    hospitals = {site: enrolled(folder / site, site, coordinator_key) for site in sites}
+    for site, data in sites.items():
+        study = offer(hospitals[site], study_file, data)
+    roster = roster_of(hospitals, coordinator_key) if study.sums_are_secure else None
+    for hospital in hospitals.values():
+        approve(hospital, study, roster)
+    return hospitals, roster
+
+
+def roster_of(hospitals: Mapping[str, Hospital], coordinator_key: str) -> Roster:
+    """Returns the roster of hospitals, by their own identities."""
+    members = [
+        Member(site=site, public_key=hospital.identity.public_hex)
+        for site, hospital in sorted(hospitals.items())
+    ]
+    return Roster(coordinator=coordinator_key, members=tuple(members))

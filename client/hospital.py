@@ -1,0 +1,229 @@
+"""What runs at a hospital: the `ClientApp` of `client/app.py` behind sealed envelopes and the hospital's own approval.
+
+A node's configuration has one entry, `home`: the hospital's folder. Everything else is in that folder: whom it listens
+to, what it approved, its keys and data. All that must outlive a process is on disk, so that the same app answers under
+a stock `flower-supernode` (a process for each message) and under our agent (a process for many).
+
+A message is worked on after these questions, in this order:
+  1. Has this hospital stopped?                                  `stopped`
+  2. Is it an envelope of the coordinator that was pinned, for this site, now, and new? (`common/envelope.py`)
+  3. Is the study approved here, in force, and on disk as it was approved?      `study`
+  4. Is the body one of records, and of the round that was signed for?          `content`, `round`
+
+Guarantees:
+  - Nothing of a message's body is parsed before its envelope was verified and its study found approved.
+  - Nothing in a message, and nothing of a run's configuration, chooses a file, a device or a mode at this site.
+  - Each question is answered at most once, whatever processes there are and however they end.
+  - Every refusal is a line of `run/security.jsonl`: a time, a reason, and of the header what was verified.
+  - Out goes a sealed reply, or one short text that is known beforehand.
+"""
+
+import json
+import logging
+import os
+import time
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sottovoce.client.home import Hospital
+from sottovoce.client.site_ledger import SiteLedger
+from sottovoce.common import study as studies
+from sottovoce.common.config import as_plain
+from sottovoce.common.envelope import (
+    COORDINATOR,
+    Envelope,
+    Header,
+    Replays,
+    Sequence,
+    header_digest,
+    opened,
+    seal,
+    signed_header,
+)
+from sottovoce.common.errors import DeploymentError, EnvelopeRefused, LedgerError, SottovoceError
+from sottovoce.common.flower import (
+    CONFIG,
+    ClientApp,
+    ConfigRecord,
+    Context,
+    Message,
+    MessageType,
+    RecordDict,
+    error_reply,
+)
+from sottovoce.common.records import pack, unpack
+from sottovoce.common.sealing import content_of, records_of, unwrapped, with_content, wrapped
+from sottovoce.common.study import Study
+
+STOPPED, SECURITY, REPLAYS, SEQUENCE = "stopped", "security.jsonl", "replays", "sequence"
+MAX_SECURITY_BYTES = 10_000_000  # of the file in use; the one before it is kept beside it
+
+NOT_SET_UP = "This site cannot answer now. Its own log says why."
+NOT_APPROVED = "This site has not approved this study, or does not any more."
+HAS_STOPPED = "This site was stopped by its own people."
+OTHER_ROUND = "Expected the round that was signed for; the body has another."
+
+_log = logging.getLogger(__name__)
+
+
+class SealedApp(ClientApp):
+    """Flower calls this for each message. It never raises: Flower would send the text of what it caught."""
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answers a sealed question with a sealed reply, or with an error of one short text."""
+        try:
+            hospital = Hospital.open(Path(str(context.node_config["home"])))
+            return _guarded(hospital, message, context)
+        except Exception as error:
+            ours = isinstance(error, SottovoceError)  # else it is a defect, and its traceback is wanted
+            _log.error("a message was not answered: %s", error, exc_info=not ours)
+            return error_reply(message, NOT_SET_UP)
+
+
+app = SealedApp()
+
+
+def _guarded(hospital: Hospital, message: Message, context: Context) -> Message:
+    try:
+        if (hospital.run / STOPPED).exists():
+            raise EnvelopeRefused("stopped", HAS_STOPPED)
+        envelope = unwrapped(message.content)
+        header = _opened(hospital, envelope, message.metadata.message_type)
+        study = _approved(hospital, header.run)
+        question = with_content(message, _content(envelope, header))
+        reply = _answered(hospital, study, question, context)
+        return _sealed(hospital, envelope, header, message, reply)
+    except EnvelopeRefused as refusal:
+        note(hospital, refusal, message)
+        return error_reply(message, f"refused ({refusal.reason}): {refusal}")
+
+
+def _opened(hospital: Hospital, envelope: Envelope, phase: str) -> Header:
+    """Returns the header of a question of the pinned coordinator, for the first time that it comes."""
+    key = hospital.coordinator.public_key
+    header = opened(
+        envelope,
+        public_key=key,
+        sender=COORDINATOR,
+        recipient="" if phase == MessageType.QUERY else hospital.site,
+        phase=phase,
+        now=time.time(),
+        max_body_bytes=hospital.settings.max_message_bytes,
+    )
+    # By run: two runs at once may overtake each other on the way here.
+    Replays(hospital.run / REPLAYS).accept(f"{key}/{header.run}", header.sequence)
+    return header
+
+
+def _approved(hospital: Hospital, digest: str) -> Study:
+    """Returns a study that this hospital's ledger has an open approval of. Raises: EnvelopeRefused."""
+    try:
+        study = _study(hospital.study_file(digest), digest)
+        with SiteLedger.open(hospital.ledger) as ledger:
+            grant = ledger.grant(study)
+            state = ledger.budget.state
+            if state.policy is None or digest not in state.policy.studies:
+                raise LedgerError("The policy in force does not list this study any more.")
+            if state.domains[ledger.domain(grant)].closed:
+                raise LedgerError("The domain that was approved for this study is closed.")
+    except SottovoceError as error:
+        _log.warning("study %s was refused: %s", digest[:16], error)
+        raise EnvelopeRefused("study", NOT_APPROVED) from None
+    return study
+
+
+@lru_cache(maxsize=16)
+def _study(path: Path, digest: str) -> Study:
+    """Reads a study; what has the digest that was asked for stays so, whatever becomes of the file."""
+    study = studies.load(path)
+    if study.digest() != digest:
+        raise DeploymentError(f"{path}: expected the study of its folder's name; this is another.")
+    return study
+
+
+def _content(envelope: Envelope, header: Header) -> RecordDict:
+    records = records_of(unpack(envelope.body))
+    config = records.get(CONFIG)
+    if isinstance(config, ConfigRecord) and config.get("round", header.round) != header.round:
+        raise EnvelopeRefused("round", OTHER_ROUND)
+    return records
+
+
+def _answered(hospital: Hospital, study: Study, question: Message, context: Context) -> Message:
+    """Has the question answered by the app that simulations run; a name is said without it."""
+    if question.metadata.message_type == MessageType.QUERY:
+        return Message(RecordDict({CONFIG: ConfigRecord({"site": hospital.site})}), reply_to=question)
+    # Torch, which a refusal should not wait for.
+    from sottovoce.client.app import app as plain_app
+    from sottovoce.client.releases import NOTHING_RELEASED, Refusal
+
+    digest = study.digest()
+    own = Context(
+        context.run_id,
+        context.node_id,
+        {
+            "site-folder": str(hospital.features(digest)),
+            "study-file": str(hospital.study_file(digest)),
+            "ledger-folder": str(hospital.ledger),
+            "device": _device(hospital.settings.device),
+        },
+        context.state,  # itself, not a copy: a secure sum's secrets go from phase to phase in it
+        {},
+    )
+    try:
+        return plain_app(question, own)
+    except Refusal as refusal:
+        return error_reply(question, str(refusal))
+    except Exception as error:
+        _log.error("nothing released: %s", error, exc_info=not isinstance(error, SottovoceError))
+        return error_reply(question, NOTHING_RELEASED)
+
+
+def _device(setting: str) -> str:
+    if setting != "auto":
+        return setting
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _sealed(
+    hospital: Hospital, envelope: Envelope, header: Header, message: Message, reply: Message
+) -> Message:
+    """Returns the reply as it leaves: sealed, or an error as it is."""
+    if reply.has_error():
+        return Message(reply.error, reply_to=message)
+    answer = seal(
+        hospital.identity,
+        run=header.run,
+        round=header.round,
+        phase=header.phase,
+        sender=hospital.site,
+        recipient=COORDINATOR,
+        sequence=Sequence(hospital.run / SEQUENCE).next(),
+        body=pack(content_of(reply.content)),
+        not_after=header.not_after,
+        answers=header_digest(envelope),
+    )
+    return Message(wrapped(answer), reply_to=message)
+
+
+def note(hospital: Hospital, refusal: EnvelopeRefused, message: Message) -> None:
+    """Writes a refusal down: when, why, and what of the header was verified. A disk that is full hides none of it."""
+    line: dict[str, Any] = {"time": round(time.time(), 3), "reason": refusal.reason, "header": "unverified"}
+    with suppress(SottovoceError, ValueError):
+        if header := signed_header(unwrapped(message.content), hospital.coordinator.public_key):
+            line["header"] = as_plain(header)
+    text = json.dumps(line, sort_keys=True)
+    _log.warning("a message was refused: %s", text)
+    path = hospital.run / SECURITY
+    try:
+        if path.exists() and path.stat().st_size > MAX_SECURITY_BYTES:
+            path.replace(path.with_name(path.name + ".1"))
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "ab") as file:
+            file.write(text.encode() + b"\n")  # one write: lines of two processes do not mix
+    except OSError as error:
+        _log.error("%s cannot be written (%s)", SECURITY, error.strerror)
