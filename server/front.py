@@ -23,7 +23,6 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from importlib.resources import files
 from ipaddress import ip_address
@@ -84,7 +83,7 @@ class Front:
         command = self._command()
         (self.folder / "tmp").mkdir(parents=True, exist_ok=True, mode=0o700)
         write_whole(self.folder / "nginx.conf", configuration(self._home).encode(), mode=0o600)
-        self.tidy()
+        self._put_logs_aside()
         self._check(command)
         end_orphans(self.folder)
         # A front must not outlive the coordinator that renews its list of the revoked.
@@ -114,7 +113,7 @@ class Front:
         if not self.is_alive:
             raise DeploymentError("Expected the front to run; it does not. Start the coordinator again.")
         self._check(self._command())
-        self.tidy()
+        self._put_logs_aside()
         before = set(_workers(self.process_id))
         os.kill(self.process_id, signal.SIGHUP)
         limit = time.monotonic() + RELOAD_SECONDS
@@ -127,11 +126,8 @@ class Front:
 
     def tidy(self) -> None:
         """Puts a log that has grown beyond `MAX_LOG_BYTES` aside as `.1`, over the one before. Call it now and then."""
-        grown = [log for log in _LOGS if _size(self.folder / log) > MAX_LOG_BYTES]
-        for log in grown:
-            (self.folder / log).replace(self.folder / f"{log}.1")
-        if grown and self.is_alive:
-            os.kill(self.process_id, signal.SIGUSR1)  # open the logs anew
+        if any(_size(self.folder / log) > MAX_LOG_BYTES for log in _LOGS):
+            self.reload()
 
     def stop(self) -> None:
         """Ends nginx, with requests that are on their way. Nothing to end is no error."""
@@ -154,6 +150,12 @@ class Front:
         if done.returncode:
             said = " ".join(done.stderr.decode(errors="replace").split())
             raise DeploymentError(f"nginx cannot use {self.folder / 'nginx.conf'}: {said[-400:]}")
+
+    def _put_logs_aside(self) -> None:
+        # nginx's own signal for this fails where workers have given up root and the folder is closed; a reload does not.
+        for log in _LOGS:
+            if _size(self.folder / log) > MAX_LOG_BYTES:
+                (self.folder / log).replace(self.folder / f"{log}.1")
 
     def _wait_for_start(self) -> None:
         limit = time.monotonic() + START_SECONDS
@@ -247,10 +249,10 @@ def _open_files(process: Path) -> set[str]:
     return {os.readlink(entry) for entry in (process / "fd").iterdir()}
 
 
-def _workers(process_id: int) -> Iterator[int]:
-    """Yields the numbers of nginx's workers."""
+def _workers(process_id: int) -> list[int]:
+    """Returns the numbers of nginx's workers."""
     children = _read(f"/proc/{process_id}/task/{process_id}/children").split()
-    return (int(child) for child in children)
+    return [int(child) for child in children]
 
 
 def _read(path: str) -> bytes:
