@@ -127,7 +127,14 @@ class CertificateError(SottovoceError):
 
 
 class DeploymentError(SottovoceError):
-    """A folder, a process or a connection of a real federation that cannot be used."""
+    """A folder, a process or a connection of a real federation that cannot be used.
+
+    `reason` is one word for programs, where there is one: those of connections are in `client.trouble`.
+    """
+
+    def __init__(self, message: str, *, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def _rebuilt_secure_sum_error(
