@@ -152,7 +152,7 @@ class Front:
             raise DeploymentError(f"nginx cannot use {self.folder / 'nginx.conf'}: {said[-400:]}")
 
     def _put_logs_aside(self) -> None:
-        # nginx's own signal for this fails where workers have given up root and the folder is closed; a reload does not.
+        # Then a reload: nginx's signal to reopen fails where workers have given up root and the folder is closed.
         for log in _LOGS:
             if _size(self.folder / log) > MAX_LOG_BYTES:
                 (self.folder / log).replace(self.folder / f"{log}.1")
