@@ -23,22 +23,14 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from logging.handlers import RotatingFileHandler
 from typing import Any
 
 from sottovoce.client import agent_files as files
 from sottovoce.client.bundle import check as check_bundle
 from sottovoce.client.chores import Chore, Chores
-from sottovoce.client.fleet import (
-    CERTIFICATE,
-    HEARTBEAT_SECONDS,
-    Delivery,
-    Fleet,
-    connect,
-    envelope_of,
-    fields_of,
-)
+from sottovoce.client.fleet import HEARTBEAT_SECONDS, Delivery, Fleet, connect, envelope_of, fields_of
 from sottovoce.client.home import Hospital
+from sottovoce.client.line import CERTIFICATE
 from sottovoce.client.worker import Answered, Failure, Worker
 from sottovoce.common.errors import CertificateError, DeploymentError, SottovoceError
 from sottovoce.common.flower import VERSION, Context, ErrorCode, Message, RecordDict, error_reply
@@ -49,7 +41,6 @@ MAX_RUNS = 16  # whose state or verdict is remembered
 BRISK_SECONDS, BRISK_PAUSE = 3.0, 0.03  # phases of a round follow each other
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 3.0  # between tries to connect
 LEAST_SECONDS = 1.0  # for the answer to a message whose time is nearly over
-LOG_BYTES, LOG_FILES = 1_000_000, 5
 
 RESTARTED = "this site restarted, or lost the line, in the middle of it"
 FULL_DISK = "this site cannot write to its disk; nothing was computed"
@@ -81,7 +72,7 @@ def run_agent(
         )
     ending = stop or threading.Event()
     lock = files.AgentLock(hospital.run)
-    handler = _log_to(hospital)
+    handler = files.log_to(_log, hospital.run)
     try:
         with _signals(ending):
             _Agent(hospital, app, ending, lock, Chores(chores)).run()
@@ -378,23 +369,3 @@ def _signals(ending: threading.Event) -> Iterator[None]:
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
-
-
-class _Quietly(RotatingFileHandler):
-    """A log that loses a line when the disk is full, and nothing else."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Loses the line."""
-
-
-def _log_to(hospital: Hospital) -> logging.Handler:
-    try:
-        handler = _Quietly(hospital.run / files.LOG, maxBytes=LOG_BYTES, backupCount=LOG_FILES, delay=True)
-    except OSError as error:
-        raise DeploymentError(f"{hospital.run / files.LOG}: cannot be written ({error.strerror}).") from None
-    formatter = logging.Formatter("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
-    formatter.converter = time.gmtime
-    handler.setFormatter(formatter)
-    _log.addHandler(handler)
-    _log.setLevel(logging.INFO)
-    return handler

@@ -5,6 +5,7 @@
     inflight.json  metadata of the message being worked on: answered with an error by the next start after a crash
     stopped        nothing is trained while this file is there
     security.jsonl one line for each message that was refused
+    agent.log      one line for each message, and for each thing that went wrong
 
 Guarantees:
   - Two agents never hold one folder's lock, and the lock ends with its process.
@@ -14,12 +15,14 @@ Guarantees:
 
 import fcntl
 import json
+import logging
 import os
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ SECURITY, LOG = "security.jsonl", "agent.log"
 MAX_FILE_BYTES = 100_000
 MAX_SECURITY_BYTES = 10_000_000
 LOCK_TRIES = 5
+LOG_BYTES, LOG_FILES = 1_000_000, 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +227,27 @@ def refuse(folder: Path, reason: str, **fields: str | int) -> None:
                 file.write(line.encode())
     except OSError:
         return
+
+
+def log_to(log: logging.Logger, folder: Path) -> logging.Handler:
+    """Lets a logger write into `agent.log`, which is bounded. Raises: DeploymentError where it cannot."""
+    try:
+        handler = _Quietly(folder / LOG, maxBytes=LOG_BYTES, backupCount=LOG_FILES, delay=True)
+    except OSError as error:
+        raise DeploymentError(f"{folder / LOG}: cannot be written ({error.strerror}).") from None
+    formatter = logging.Formatter("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    return handler
+
+
+class _Quietly(RotatingFileHandler):
+    """A log that loses a line when the disk is full, and nothing else."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Loses the line."""
 
 
 def now() -> str:

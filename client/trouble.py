@@ -85,6 +85,11 @@ def not_ours(address: str) -> DeploymentError:
     )
 
 
+def too_large(sentence: str) -> DeploymentError:
+    """Returns the trouble of a message that is over a bound: what was expected, and what came."""
+    return trouble("too_large", f"Refused a message: expected {sentence}.")
+
+
 def _plain_status(status: int, body: str, address: str) -> DeploymentError:
     if status in (429, 502, 503, 504):
         return trouble(

@@ -22,8 +22,8 @@ from typing import Any
 from flwr.cli.build import build_fab_from_files
 
 from sottovoce.client.agent import run_agent
-from sottovoce.client.fleet import CA, CERTIFICATE, CERTIFICATE_KEY, NODE_KEY
 from sottovoce.client.home import Coordinator, Hospital
+from sottovoce.client.line import CA, CERTIFICATE, CERTIFICATE_KEY, NODE_KEY
 from sottovoce.common.pki import new_node_key, new_request
 from sottovoce.common.processes import environment
 from sottovoce.server.superlink import Control, SuperLink
