@@ -10,6 +10,7 @@ own, `run/front`, needs no root, and reads nothing of the system's configuration
 Guarantees:
   - Whoever shows no certificate of our authority, a revoked one, or one whose role is not `site` reaches nothing.
   - A site reaches, by POST, the ten routes of `ROUTES`; every other path, method and query is refused and logged.
+  - Of what passes, every exchange is logged, and of a node that merely asks the first request of each connection.
   - A body above the bound, too many requests and too many connections are refused before the SuperLink sees them.
   - No body is written to the disk or the log; of a certificate the SuperLink is told nothing.
   - `reload` returns when the new certificates and the new list of the revoked hold for every new connection; a
@@ -25,13 +26,12 @@ import subprocess
 import time
 from contextlib import suppress
 from importlib.resources import files
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Self
 
 from sottovoce.common.errors import DeploymentError
 from sottovoce.common.files import write_whole
-from sottovoce.common.processes import Child, environment
+from sottovoce.common.processes import Child, end_left_behind, environment
 from sottovoce.server.home import CoordinatorHome, ServerSettings
 
 # What a node that is registered needs. `register-node` and `unregister-node` are the coordinator's, by the control API.
@@ -85,7 +85,9 @@ class Front:
         write_whole(self.folder / "nginx.conf", configuration(self._home).encode(), mode=0o600)
         self._put_logs_aside()
         self._check(command)
+        end_left_behind(self.folder / "nginx.pid")
         end_orphans(self.folder)
+        self._expect_a_free_port()
         # A front must not outlive the coordinator that renews its list of the revoked.
         leashed = [_found("setpriv"), "--pdeathsig", "TERM", "--", *command]
         self._child = Child.start("nginx", leashed, folder=self.folder, extra={})
@@ -151,6 +153,17 @@ class Front:
             said = " ".join(done.stderr.decode(errors="replace").split())
             raise DeploymentError(f"nginx cannot use {self.folder / 'nginx.conf'}: {said[-400:]}")
 
+    def _expect_a_free_port(self) -> None:
+        # nginx itself would try for 2.5 s, and say it in its log alone.
+        settings = self._home.settings
+        try:
+            socket.create_server((_listen_address(settings), settings.front_port)).close()
+        except OSError as error:
+            raise DeploymentError(
+                f"Expected port {settings.front_port} for the front to be free; it is not ({error.strerror}). "
+                "Set another front_port, or end what listens there."
+            ) from None
+
     def _put_logs_aside(self) -> None:
         # Then a reload: nginx's signal to reopen fails where workers have given up root and the folder is closed.
         for log in _LOGS:
@@ -193,9 +206,8 @@ def configuration(home: CoordinatorHome) -> str:
     values = {
         "PREFIX": _quotable(home.run / "front"),
         "PKI": _quotable(home.pki),
-        "LISTEN": f"{LOOPBACK if _is_local(settings) else '0.0.0.0'}:{settings.front_port}",
+        "LISTEN": f"{_listen_address(settings)}:{settings.front_port}",
         "FLEET_PORT": str(settings.fleet_port),
-        "SERVER_NAME": server_name(settings),
         "MAX_BODY_BYTES": str(min(settings.max_message_bytes, MAX_BODY_BYTES)),
         "REQUESTS_PER_SECOND": str(REQUESTS_PER_SECOND),
         "REQUESTS_BURST": str(REQUESTS_BURST),
@@ -207,20 +219,6 @@ def configuration(home: CoordinatorHome) -> str:
     for name, value in values.items():
         text = text.replace(f"@{name}@", value)
     return text
-
-
-def server_name(settings: ServerSettings) -> str:
-    """Returns the name by which the front knows the SuperLink's certificate: nginx compares names, not addresses."""
-    for host in settings.hosts:
-        with suppress(ValueError):
-            ip_address(host)
-            continue
-        if all(sign.isascii() and (sign.isalnum() or sign in ".-") for sign in host):
-            return host
-    raise DeploymentError(
-        "server.toml: hosts: behind a front at least one must be a name, as nginx checks no address in a certificate. "
-        'Add "localhost".'
-    )
 
 
 def end_orphans(folder: Path) -> None:
@@ -299,5 +297,5 @@ def _found(command: str) -> str:
     return found
 
 
-def _is_local(settings: ServerSettings) -> bool:
-    return set(settings.hosts) <= {"localhost", LOOPBACK, "::1"}
+def _listen_address(settings: ServerSettings) -> str:
+    return LOOPBACK if set(settings.hosts) <= {"localhost", LOOPBACK, "::1"} else "0.0.0.0"
