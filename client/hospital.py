@@ -9,6 +9,7 @@ A message is worked on after these questions, in this order:
   2. Is it an envelope of the coordinator that was pinned, for this site, now, and new? (`common/envelope.py`)
   3. Is the study approved here, in force, and on disk as it was approved?      `study`
   4. Is the body one of records, and of the round that was signed for?          `content`, `round`
+A file of the hospital's own that is missing or damaged is a refusal too: `state`.
 
 Guarantees:
   - Nothing of a message's body is parsed before its envelope was verified and its study found approved.
@@ -95,7 +96,11 @@ def _guarded(hospital: Hospital, message: Message, context: Context) -> Message:
         question = with_content(message, _content(envelope, header))
         reply = _answered(hospital, study, question, context)
         return _sealed(hospital, envelope, header, message, reply)
-    except EnvelopeRefused as refusal:
+    except SottovoceError as error:
+        refusal = error
+        if not isinstance(error, EnvelopeRefused):
+            _log.error("a message was not answered: %s", error)
+            refusal = EnvelopeRefused("state", NOT_SET_UP)
         note(hospital, refusal, message)
         return error_reply(message, f"refused ({refusal.reason}): {refusal}")
 

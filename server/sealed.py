@@ -51,6 +51,7 @@ from sottovoce.common.sealing import content_of, records_of, unwrapped, with_con
 
 GRACE_SECONDS = 60  # a hospital's clock and ours differ; the deadline itself is kept here
 FORGET_SECONDS = 3600
+MAX_ERROR_CHARS = 300
 
 Log = Callable[[str], None]
 
@@ -232,7 +233,7 @@ class SealedGrid(Grid):
             self._log("a reply was dropped: it answers no open question (late, or a second time)")
             return None
         if reply.has_error():
-            answer = Message(reply.error, reply_to=question.message)
+            answer = error_reply(question.message, _short(reply.error.reason), reply.error.code)
         else:
             try:
                 answer = Message(records_of(self._content(question, reply)), reply_to=question.message)
@@ -282,6 +283,11 @@ class SealedGrid(Grid):
         if other != node or self._names.get(node, site) != site:
             raise EnvelopeRefused("sender", f"Expected one node for {site!r}; another has answered as it.")
         self._names[node] = site
+
+
+def _short(reason: str | None) -> str:
+    """Nobody signed an error: as much of it as a person reads, and nothing that moves a cursor."""
+    return "".join(c for c in (reason or "")[:MAX_ERROR_CHARS] if c.isprintable())
 
 
 def _round_of(content: RecordDict) -> int:
