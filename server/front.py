@@ -31,7 +31,7 @@ from typing import Self
 
 from sottovoce.common.errors import DeploymentError
 from sottovoce.common.files import write_whole
-from sottovoce.common.processes import Child, end_left_behind, environment
+from sottovoce.common.processes import Child, began, end_left_behind, environment
 from sottovoce.server.home import CoordinatorHome, ServerSettings
 
 # What a node that is registered needs. `register-node` and `unregister-node` are the coordinator's, by the control API.
@@ -227,14 +227,23 @@ def end_orphans(folder: Path) -> None:
     They are known by what only they have: nginx's name and a log of this folder open.
     """
     log = str((folder / "access.log").resolve())
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, ProcessLookupError):
-            if (
-                (process / "comm").read_text().strip() == "nginx"
-                and _alone(process)
-                and log in _open_files(process)
-            ):
-                os.kill(int(process.name), signal.SIGKILL)
+    left = [process for process in Path("/proc").glob("[0-9]*") if _is_orphan(process, log)]
+    for process in left:
+        with suppress(ProcessLookupError):
+            os.kill(int(process.name), signal.SIGKILL)
+    limit = time.monotonic() + START_SECONDS
+    while any(began(int(process.name)) for process in left) and time.monotonic() < limit:
+        time.sleep(0.01)
+
+
+def _is_orphan(process: Path, log: str) -> bool:
+    with suppress(OSError):
+        return (
+            (process / "comm").read_text().strip() == "nginx"
+            and _alone(process)
+            and log in _open_files(process)
+        )
+    return False
 
 
 def _alone(process: Path) -> bool:
