@@ -45,6 +45,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
     load_pem_private_key,
+    load_pem_public_key,
     load_ssh_private_key,
 )
 from cryptography.x509 import verification
@@ -222,6 +223,18 @@ def new_node_key(key_file: Path) -> str:
 def node_public_key(key_file: Path) -> str:
     """Returns the public half of a node's key, as PEM. Raises: CertificateError."""
     return _public_pem(_private_key(key_file).public_key())
+
+
+def checked_node_key(public_pem: str) -> str:
+    """Returns the public half of a node's key, if it is one (P-384). Raises: CertificateError."""
+    if len(public_pem) <= MAX_PEM_CHARS:
+        try:
+            public = load_pem_public_key(public_pem.encode("ascii"))
+            if isinstance(public, EllipticCurvePublicKey) and isinstance(public.curve, SECP384R1):
+                return public_pem
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            pass
+    raise CertificateError("Expected a node's public key: EC P-384, in PEM; came another text.")
 
 
 # --- reading certificates -----------------------------------------------------------------------------
