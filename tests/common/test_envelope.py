@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
 import random
-import signal
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -278,77 +278,51 @@ def test_numbers_ascend_over_restarts_and_clocks_that_jump_back(
     assert Sequence(tmp_path / "sequence").next() > later[-1]  # a file that was lost: the clock is above it
 
 
-def _take(path: Path, counts: Any, n: int) -> None:
-    sequence = Sequence(path)
-    for _ in range(n):
-        counts.put(sequence.next())
+# Programs of their own: each prints every number that it got, as soon as it has it.
+TAKE = """
+import sys; from pathlib import Path; from sottovoce.common.envelope import Sequence
+sequence = Sequence(Path(sys.argv[1]))
+for _ in range(int(sys.argv[2])): print(sequence.next(), flush=True)
+"""
+ACCEPT = """
+import sys; from pathlib import Path; from sottovoce.common.envelope import EnvelopeRefused, Replays
+for number in range(1, int(sys.argv[2])):
+    try: Replays(Path(sys.argv[1])).accept("key", number)
+    except EnvelopeRefused: continue
+    print(number, flush=True)
+"""
 
 
-def test_two_processes_never_get_the_same_number(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    counts = context.SimpleQueue()
-    started = [context.Process(target=_take, args=(tmp_path / "sequence", counts, 100)) for _ in range(3)]
-    for process in started:
-        process.start()
-    numbers = [counts.get() for _ in range(300)]
-    for process in started:
-        process.join()
-    assert len(set(numbers)) == 300
+def started(program: str, path: Path, n: int) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen(
+        [sys.executable, "-c", program, str(path), str(n)], stdout=subprocess.PIPE, text=True, env=environment
+    )
 
 
-def _accept(path: Path, accepted: Any, numbers: Iterator[int]) -> None:
-    replays = Replays(path)
-    for number in numbers:
-        try:
-            replays.accept("key", number)
-        except EnvelopeRefused:
-            continue
-        accepted.put(number)
-
-
-def test_two_processes_never_accept_the_same_number(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    accepted = context.SimpleQueue()
-    started = [
-        context.Process(target=_accept, args=(tmp_path / "replays", accepted, range(1, 150)))
-        for _ in range(3)
-    ]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join()
-    found = []
-    while not accepted.empty():
-        found.append(accepted.get())
-    assert len(found) == len(set(found))
-    assert max(found) == 149
+@pytest.mark.parametrize("program", [TAKE, ACCEPT])
+def test_two_processes_never_have_the_same_number(tmp_path: Path, program: str) -> None:
+    both = [started(program, tmp_path / "numbers", 120) for _ in range(2)]
+    had = [int(line) for process in both for line in process.communicate()[0].splitlines()]
+    assert len(had) == len(set(had))
+    assert len(had) == (240 if program == TAKE else len(had))
+    assert program == TAKE or max(had) == 119
 
 
 def test_a_process_killed_at_any_moment_loses_no_number(tmp_path: Path) -> None:
-    path, context = tmp_path / "sequence", multiprocessing.get_context("fork")
-    draw, last = random.Random(2), -1
-    for _ in range(8):
-        reader, writer = os.pipe()
-        process = context.Process(target=_until_killed, args=(path, writer))
-        process.start()
-        os.close(writer)
-        seen = os.read(reader, 8 * draw.randrange(1, 30))  # numbers that went out, as far as anybody saw
-        os.kill(process.pid or 0, signal.SIGKILL)
-        process.join()
-        while more := os.read(reader, 4096):
-            seen += more
-        os.close(reader)
-        numbers = [int.from_bytes(seen[at : at + 8], "big") for at in range(0, len(seen) - 7, 8)]
+    path, draw, last = tmp_path / "sequence", random.Random(2), -1
+    for _ in range(5):
+        process = started(TAKE, path, 1_000_000)
+        assert process.stdout is not None
+        numbers = [int(process.stdout.readline()) for _ in range(draw.randrange(1, 30))]
+        process.kill()
+        numbers += [
+            int(line) for line in process.communicate()[0].splitlines(keepends=True) if line.endswith("\n")
+        ]
         assert numbers == sorted(set(numbers))
         assert numbers[0] > last
         last = numbers[-1]
     assert Sequence(path).next() > last
-
-
-def _until_killed(path: Path, writer: int) -> None:
-    sequence = Sequence(path)
-    while True:
-        os.write(writer, sequence.next().to_bytes(8, "big"))
 
 
 @pytest.mark.parametrize("how", ["cut", "flipped", "emptied", "another", "endless"])
