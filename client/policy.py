@@ -135,6 +135,9 @@ modes = ["local"]                # every number is private before it leaves this
                                  # several sites are, and nothing but such sums can be seen (secure sums)
 min_sites = 3                    # of mode "distributed": over how many sites a sum must be at least
 
+models = ["linear", "mlp", "cnn", "rnn", "lstm", "attention", "cnn_lstm_attention", "fusion"]
+                                 # which kinds of model may be trained here; without this line, any
+
 max_epsilon_per_study = 8.0      # of one approval; the cap of a domain holds for all of them together
 max_sites_per_patient = 1        # a patient in k sites gives away k times
 allow_non_private = false        # true: mode "none" and seeded noise may run here. For public corpora only.

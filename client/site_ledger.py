@@ -32,6 +32,8 @@ from sottovoce.common.ledger.entries import AnyCharge, Charge, DistributedCharge
 from sottovoce.common.ledger.files import DiskFolder
 from sottovoce.common.ledger.outbox import Outbox
 from sottovoce.common.ledger.store import LEDGER_FILE, Ledger, Move
+from sottovoce.common.ledger.terms import MODEL
+from sottovoce.common.model_specs import kinds_of
 from sottovoce.common.privacy.accountant import Event
 from sottovoce.common.privacy.budget import Budget, Denied, Granted, PldAccountant, Request
 from sottovoce.common.privacy.distributed_accountant import DistributedEvent
@@ -324,7 +326,7 @@ def request_of(study: Study, domain: str) -> Request:
         noise="secret",
         delta=USUAL_DELTA,
         charges=(),
-        facts={"study": study.name},
+        facts={"study": study.name, MODEL: " ".join(kinds_of(study.model))},
     )
     if isinstance(spec, NoPrivacy):
         return request

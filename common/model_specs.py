@@ -109,4 +109,15 @@ class Fusion:
     dropout: Share = 0.3
 
 
+Kind = Literal["linear", "mlp", "cnn", "rnn", "lstm", "attention", "cnn_lstm_attention", "fusion"]
 ModelSpec = Linear | Mlp | Cnn | Rnn | Lstm | Attention | CnnLstmAttention | Fusion
+
+
+def kinds_of(spec: ModelSpec) -> tuple[Kind, ...]:
+    """Returns the kind of a model; of a fusion also the kinds of its branches, each once.
+
+    >>> kinds_of(Linear(kind="linear", stream="pooled"))
+    ('linear',)
+    """
+    branches = spec.branches if isinstance(spec, Fusion) else ()
+    return (spec.kind, *dict.fromkeys(branch.kind for branch in branches))

@@ -1442,6 +1442,42 @@ MUTANTS: tuple[Mutant, ...] = (
         test="tests/common/test_federation_ledger.py::"
         "test_sessions_and_an_order_that_no_site_would_follow_are_refused",
     ),
+    Mutant(
+        name="models-not-asked-for",
+        trap="P41",
+        what="A policy lists kinds of model, and nobody asks which kind an approval is for",
+        path="common/ledger/terms.py",
+        old="self.models is None or (bool(kinds) and set(kinds) <= set(self.models))",
+        new="True",
+        test=f"{CLIENT}/test_policy.py::test_a_model_of_a_kind_that_is_not_on_the_list_is_refused",
+    ),
+    Mutant(
+        name="branches-not-asked-for",
+        trap="P41",
+        what="Of a fusion only the word itself is asked for",
+        path="common/ledger/terms.py",
+        old="set(kinds) <= set(self.models))",
+        new="kinds[0] in self.models)",
+        test=f"{CLIENT}/test_policy.py::test_a_model_of_a_kind_that_is_not_on_the_list_is_refused",
+    ),
+    Mutant(
+        name="recordings-of-others",
+        trap="P41",
+        what="A hospital computes features of whatever lies in the folder",
+        path="client/features.py",
+        old="    _check_site(hospital, corpus)\n",
+        new="",
+        test=f"{CLIENT}/test_features.py::test_recordings_of_another_site_are_refused_before_one_is_decoded",
+    ),
+    Mutant(
+        name="sealed-without-an-end",
+        trap="P41",
+        what="Chunks of sealed features do not say which is the last",
+        path="client/features_at_rest.py",
+        old="json.dumps([site, study, name, index, is_last])",
+        new="json.dumps([site, study, name, index])",
+        test=f"{CLIENT}/test_features.py::test_whatever_was_done_to_sealed_features_the_answer_is_one_and_the_same",
+    ),
 )
 
 

@@ -300,6 +300,8 @@ class State:
             return f"the domain {approval.domain!r} is closed"
         if self.policy is None or approval.study not in self.policy.studies:
             return "the policy in force does not list this study any more"
+        if not self.policy.allows_model(approval.facts):
+            return "the policy in force does not allow this model any more"
         if body.withdrawals_honoured != domain.withdrawals:
             return f"expected {domain.withdrawals} withdrawals honoured; came {body.withdrawals_honoured}"
         if approval.mode == "none":

@@ -7,10 +7,13 @@ Guarantees:
   - `refusals` names every term that an approval breaks; an empty list is an agreement.
   - Mode `none` and seeded noise are refused unless `allow_non_private` says otherwise.
   - A sum over fewer hospitals than `min_sites` is refused.
+  - A model of a kind that is not among `models` is refused, and one of no stated kind too; without a list, any is
+    allowed. Of a fusion every branch must be on the list.
   - The purposes workplace and education are refused unless the study names a medical or a safety reference
     (EU AI Act, article 5(1)(f)), whatever the list of purposes says.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -28,11 +31,13 @@ from sottovoce.common.ledger.entries import (
     Purpose,
     Reason,
 )
+from sottovoce.common.model_specs import Kind
 
 BANNED_PURPOSES = ("workplace", "education")
 REFERENCES = ("medical:", "safety:")
 MAX_DELTA = 1e-5
 MIN_SITES = 3  # of a sum: with two, each knows the other's part
+MODEL = "model"  # the signed fact of an approval that states the model's kinds, with a space between two
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +64,8 @@ class Policy:
     """One version of a site's policy.
 
     `min_sites` is the smallest number of hospitals that a sum may be over in mode `distributed` (`n_min`); 3 where
-    the policy says nothing. It is None then, so that the canonical text of an older policy stays what it was.
+    the policy says nothing. `models` are the kinds of model that may be trained here; any, where it says nothing.
+    Both are None then, so that the canonical text of an older policy stays what it was.
     """
 
     format: Literal[1]
@@ -76,6 +82,7 @@ class Policy:
     max_sites_per_patient: Annotated[int, Interval(1, 100)] = 1
     allow_non_private: bool = False
     min_sites: Annotated[int, Interval(3, 50)] | None = None
+    models: Annotated[tuple[Kind, ...], Interval(0, 20)] | None = None
 
     @property
     def least_n_min(self) -> int:
@@ -85,6 +92,11 @@ class Policy:
     def domain(self, name: str) -> DomainTerms | None:
         """Returns the terms of a domain, if the policy has it."""
         return next((terms for terms in self.domains if terms.name == name), None)
+
+    def allows_model(self, facts: Mapping[str, str]) -> bool:
+        """Says whether the kinds that an approval's signed facts state are all on the list, if there is one."""
+        kinds = facts.get(MODEL, "").split()
+        return self.models is None or (bool(kinds) and set(kinds) <= set(self.models))
 
 
 def policy_from(table: object) -> Policy:
@@ -137,6 +149,9 @@ def _study_refusals(policy: Policy, approval: Approval) -> list[str]:
         problems.append(
             f"sites_per_patient: expected at most {policy.max_sites_per_patient}; came {approval.sites_per_patient}."
         )
+    if not policy.allows_model(approval.facts):
+        allowed = ", ".join(policy.models or ()) or "none"
+        problems.append(f"model: expected one of {allowed}; came {approval.facts.get(MODEL, 'no kind')!r}.")
     return problems
 
 
@@ -174,6 +189,7 @@ def _combinations(policy: Policy) -> list[str]:
         ("domains", [terms.name for terms in policy.domains]),
         ("approvers", [approver.name for approver in policy.approvers]),
         ("studies", list(policy.studies)),
+        ("models", [str(kind) for kind in policy.models or ()]),
     ):
         problems += [
             f"{key}: {name!r} is there twice." for name in sorted({n for n in names if names.count(n) > 1})

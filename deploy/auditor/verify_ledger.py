@@ -14,9 +14,8 @@ the site's first public key, got by another way. CHECKPOINT: files that others k
   8 seen       every CHECKPOINT is contained in this ledger
   9 policy     policy.json is the policy in force
  10 figures    every recorded epsilon is at least the one computed here, at most 0.001 above (--grid 0: left out)
-Exit status: 0 all passed; 1 something is wrong; 2 the arguments are. What it cannot tell: whether the list of
-patients is true, and whether programs did what they recorded. A ledger replaced by an older copy of itself, or
-rewritten with the site's own key, shows in step 8 only.
+Exit status: 0 all passed; 1 something is wrong; 2 the arguments are. It cannot tell whether the list of patients is
+true, or programs did what they recorded. An older copy, or one rewritten with the site's key, shows in step 8 only.
 """
 
 import argparse
@@ -144,9 +143,8 @@ class Account:
         self.terms = {terms["name"]: terms for terms in policy["domains"]}
 
     def on_domain_opened(self, index, body):
-        name, delta = body["domain"], body["delta"]
-        constants = ("n_patients", "epsilon_cap", "delta", "small_population")
-        same = all(body[constant] == self.terms[name][constant] for constant in constants)
+        name, delta, terms = body["domain"], body["delta"], self.terms[body["domain"]]
+        same = all(body[k] == terms[k] for k in ("n_patients", "epsilon_cap", "delta", "small_population"))
         rule(same and name not in self.domains, "a domain opens once, as the policy in force states it")
         small = delta < body["n_patients"] ** -1.1 and (delta <= 1e-5 or body["small_population"])
         small &= body.get("conceded_delta", 0.0) < delta
@@ -171,8 +169,10 @@ class Account:
         domain, policy, private = self.domains[body["domain"]], self.policy, body["mode"] != "none"
         secret = private and body["noise"] == "secret"
         rule(body["study"] in policy["studies"] and not domain["closed"], "unlisted study or closed domain")
-        approver = {"name": body["person"], "public_key": body["public_key"]}
-        rule(approver in policy["approvers"], "the policy does not name this person with this key")
+        approver = {"name": body["person"], "public_key": body["public_key"]} in policy["approvers"]
+        kinds = set(body["facts"].get("model", "").split()) or {"?"}
+        allowed = approver and kinds <= set(policy.get("models", kinds))
+        rule(allowed, "the policy does not name this person with this key, or allow this model")
         named = body.get("purpose_reference", "").startswith(("medical:", "safety:"))
         banned = body["purpose"] in ("workplace", "education") and not named
         rule(body["purpose"] in policy["purposes"] and not banned, "policy or law refuses this purpose")
@@ -188,7 +188,8 @@ class Account:
             self.check_figures(body, domain, secret)
         if not secret:
             self.attention.append((1, index, "a study without secret noise: NOT PRIVATE", body["person"], ""))
-        self.grants[index] = {**body, "drawn": {}, "open": 0, "closed": False, "secret": secret}
+        start = {"drawn": {}, "open": 0, "closed": False, "secret": secret, "kinds": kinds}
+        self.grants[index] = {**body, **start}
         domain["grants"].append(index)
 
     def check_figures(self, body, domain, secret):
@@ -197,7 +198,6 @@ class Account:
         rule(names and len(set(names)) == len(names) and sizes, "the charges are not those of this domain")
         own = body["delta"] <= domain["delta"] and body["epsilon"] <= self.policy["max_epsilon_per_study"]
         rule(own, "the study's delta or epsilon is above what the policy allows")
-        rule(body["domain_epsilon"] <= domain["cap"], "the domain's cap is exceeded")
         sums, least = merged(body["charges"])[1], self.policy.get("min_sites", 3)
         rule(len(sums) == (len(names) if body["mode"] == "distributed" else 0), "charges of another mode")
         rule(OTHER.is_file() or not sums, f"{OTHER.name} is not beside this file: sums over sites need it")
@@ -205,11 +205,10 @@ class Account:
         rule(all(c["variance_denominator"] <= 2 * c["variance_numerator"] for c in sums), "too little noise")
         deciders = ("rdp_filter",) if domain["grants"] else ("rdp_filter", "rdp" if sums else "pld")
         rule(body["decided_by"] in deciders and "accountant" in body, "the filter decides later studies")
-        rule(domain["cap"] == self.terms[body["domain"]]["epsilon_cap"], "the policy states another cap")
-        bare = secret and not all(self.grants[grant]["secret"] for grant in domain["grants"])
-        rule(not bare, "the domain had releases without secret noise")
-        domain["before"] = list(self.charges(body["domain"], False))
-        domain["promised"] = body["domain_epsilon"]
+        cap = self.terms[body["domain"]]["epsilon_cap"]
+        rule(body["domain_epsilon"] <= domain["cap"] == cap, "above the cap, or the policy states another")
+        rule(not secret or all(self.grants[one]["secret"] for one in domain["grants"]), "not private before")
+        domain.update(before=list(self.charges(body["domain"], False)), promised=body["domain_epsilon"])
 
     def on_study_closed(self, index, body):
         grant = self.grants[body["grant"]]
@@ -224,7 +223,8 @@ class Account:
         domain, drawn = self.domains[grant["domain"]], grant["drawn"].get(what, 0)
         rule(not grant["closed"] and not domain["closed"], "the grant or its domain is closed")
         rule(body["release"] not in self.releases, "a release id was used twice")
-        rule(grant["study"] in self.policy["studies"], "the policy does not list this study any more")
+        fits = grant["kinds"] <= set(self.policy.get("models", grant["kinds"]))
+        rule(fits and grant["study"] in self.policy["studies"], "the policy lists study or model no more")
         rule(body["withdrawals_honoured"] == domain["withdrawals"], "a withdrawal was not honoured")
         if grant["mode"] == "none":
             rule(self.policy["allow_non_private"], "the policy allows nothing that is not private")

@@ -3,7 +3,7 @@
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from sottovoce.common.files import lock_file
 from sottovoce.common.progress import Event, Note, silent
 from sottovoce.common.study import loads
 from sottovoce.simulations.prepare import lay_out, prepare
-from tests.fakes.hospitals import SITES, offer, open_hospital, own_part, rows_of, study_text, write_corpus
+from tests.fakes.wards import SITES, offer, open_hospital, own_part, rows_of, study_text, write_corpus
 
 PRIVATE = """{ mode = "local", clip_norm = 1.0, noise_multiplier = 1.0, sampling_prob = 0.75, n_patients_public = 2, \
 expected_patients = 2.0, steps_per_round = 1, delta = 0.05, small_population = true }"""
@@ -228,8 +228,8 @@ def test_features_that_lie_open_are_refused_once_a_key_is_set(
         open_features(sealed, study.digest())
 
 
-CHANGES = {
-    "a changed byte": lambda out, _: _change(out / "b.sealed", lambda data: b"\x00" + data[1:]),
+CHANGES: dict[str, Callable[[Path, Path], object]] = {
+    "a changed byte": lambda out, _: _change(out / "b.sealed", lambda data: bytes([data[0] ^ 1]) + data[1:]),
     "a shortened file": lambda out, _: _change(out / "a.sealed", lambda data: data[: CHUNK_BYTES + 16]),
     "a lengthened file": lambda out, _: _change(out / "b.sealed", lambda data: data + b"x"),
     "an emptied file": lambda out, _: _change(out / "b.sealed", lambda data: b""),
@@ -243,8 +243,8 @@ CHANGES = {
 }
 
 
-def _change(path: Path, how: object) -> None:
-    path.write_bytes(how(path.read_bytes()))  # type: ignore[operator]
+def _change(path: Path, how: Callable[[bytes], bytes]) -> None:
+    path.write_bytes(how(path.read_bytes()))
 
 
 def _swap(one: Path, other: Path) -> None:

@@ -2,18 +2,24 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from sottovoce.client.policy import NEW_POLICY, adopt, load, loads, new_policy
+from sottovoce.client.site_ledger import request_of
 from sottovoce.common.config import canonical
 from sottovoce.common.errors import LedgerError, PolicyError
+from sottovoce.common.ledger.state import approval_statement
 from sottovoce.common.ledger.store import LEDGER_FILE
 from sottovoce.common.ledger.terms import policy_from, purpose_problem
 from sottovoce.common.ledger.verify import entries_of
-from sottovoce.common.privacy.budget import Budget, Denied
+from sottovoce.common.model_specs import Kind, ModelSpec
+from sottovoce.common.privacy.budget import Budget, Denied, Granted
+from sottovoce.common.study import load as load_study
 from tests.fakes.faulty_disk import Fault, FaultyDisk, FaultyFolder, Killed
 from tests.fakes.ledgers import ACCOUNTANT, DOMAIN, SITE, hospital, reserve
+from tests.fakes.sites import write_study
 
 
 def test_the_first_policy_is_one_and_agrees_to_nothing_that_is_not_private() -> None:
@@ -144,3 +150,74 @@ def test_a_crash_between_a_version_and_its_caps_spends_nothing_until_adopt_has_f
             adopt(lower, ledger)
             assert ledger.state.domains[DOMAIN].cap == 2.0
     assert n_between > 0
+
+
+def test_a_policy_without_a_list_of_models_has_the_text_it_always_had() -> None:
+    assert "models" not in canonical(hospital().policy())
+    assert '"models":["lstm"]' in canonical(hospital().policy(models=("lstm",)))
+
+
+def test_the_list_of_a_first_policy_has_every_kind_of_model_and_any_other_word_is_a_problem() -> None:
+    kinds = {kind for one in get_args(ModelSpec) for kind in get_args(one.__annotations__["kind"])}
+    assert set(loads(NEW_POLICY).models or ()) == kinds == set(get_args(Kind))
+    for wrong in ("transformer", 'lstm", "lstm'):
+        with pytest.raises(PolicyError, match="models"):
+            loads(NEW_POLICY.replace('"fusion"]', f'"{wrong}"]'))
+
+
+@pytest.mark.parametrize(
+    ("models", "stated", "fits"),
+    [
+        (None, {}, True),
+        (None, {"model": "lstm"}, True),
+        (("lstm", "mlp"), {"model": "lstm"}, True),
+        (("cnn", "mlp"), {"model": "lstm"}, False),
+        (("fusion", "mlp", "cnn"), {"model": "fusion mlp cnn"}, True),
+        (("fusion", "mlp"), {"model": "fusion mlp cnn"}, False),
+        (("mlp",), {"model": "fusion mlp"}, False),
+        (("mlp",), {}, False),
+        ((), {"model": "mlp"}, False),
+    ],
+)
+def test_a_model_of_a_kind_that_is_not_on_the_list_is_refused(
+    models: tuple[Kind, ...] | None, stated: dict[str, str], fits: bool
+) -> None:
+    at = hospital()
+    with at.create(FaultyFolder(FaultyDisk()), policy=at.policy(models=models)) as ledger:
+        answer = at.approve(Budget(ledger, ACCOUNTANT), at.request(facts=stated))
+    assert isinstance(answer, Granted) == fits
+    if isinstance(answer, Denied):
+        assert f"model: expected one of {', '.join(models or ()) or 'none'}" in answer.reason
+
+
+def test_a_model_that_a_later_policy_leaves_out_is_trained_no_more() -> None:
+    at = hospital()
+    with at.create(FaultyFolder(FaultyDisk())) as ledger:
+        budget = Budget(ledger, ACCOUNTANT)
+        granted = at.approve(budget, at.request(facts={"model": "lstm"}))
+        assert isinstance(granted, Granted)
+        adopt(at.policy(version=2, models=("mlp",)), ledger)
+        refused = reserve(budget, granted.grant)
+        assert isinstance(refused, Denied)
+        assert "does not allow this model any more" in refused.reason
+        adopt(at.policy(version=3, models=("mlp", "lstm")), ledger)
+        assert not isinstance(reserve(budget, granted.grant), Denied)
+
+
+def test_an_approval_states_the_kinds_of_its_model_under_its_persons_signature(tmp_path: Path) -> None:
+    branches = """[{ kind = "mlp", stream = "pooled" }, { kind = "linear", stream = "pooled" }, \
+{ kind = "mlp", stream = "pooled", hidden = 3 }]"""
+    model = f'{{ kind = "fusion", level = "feature", branches = {branches} }}'
+    study = load_study(write_study(tmp_path / "study.toml", n_sites=1, model=model))
+    request = request_of(study, DOMAIN)
+    assert request.facts["model"] == "fusion mlp linear"
+    at = hospital()
+    policy = at.policy(
+        studies=(study.digest(),), purposes=("research",), modes=("none",), allow_non_private=True
+    )
+    with at.create(FaultyFolder(FaultyDisk()), policy=policy) as ledger:
+        granted = at.approve(Budget(ledger, ACCOUNTANT), request)
+        assert isinstance(granted, Granted)
+        approval = ledger.state.grants[granted.grant].approval
+        said = approval_statement(ledger.state.instance, approval)
+        assert b'"model":"fusion mlp linear"' in said

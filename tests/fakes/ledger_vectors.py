@@ -8,18 +8,20 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sottovoce.common.config import canonical
 from sottovoce.common.keys import SigningKey
 from sottovoce.common.ledger import checkpoint as checkpoints
 from sottovoce.common.ledger.checkpoint import Checkpoint
-from sottovoce.common.ledger.entries import Body, Entry, decode, join, split
+from sottovoce.common.ledger.entries import Approval, Body, Entry, decode, join, split
 from sottovoce.common.ledger.merkle import Frontier, leaf_hash
 from sottovoce.common.ledger.reader import lines_of
 from sottovoce.common.ledger.state import approval_statement
 from sottovoce.common.ledger.store import HEAD_FILE, LEDGER_FILE
+from sottovoce.common.ledger.terms import policy_from
 from sottovoce.common.ledger.verify import entries_of
+from sottovoce.common.model_specs import Kind
 from sottovoce.common.privacy.budget import Budget, Granted
 from tests.fakes.faulty_disk import FaultyDisk, FaultyFolder
 from tests.fakes.ledgers import ACCOUNTANT, charge_of, hospital, lived_in, lived_with_sums, reserve
@@ -87,7 +89,11 @@ def _vectors() -> dict[str, tuple[dict[str, Any], list[list[Any]]]]:
         "public_key": hospital().key.public_hex,
         "policy": policies[-1],
     }
-    vectors: dict[str, tuple[dict[str, Any], list[list[Any]]]] = {"good": (base, []), **_with_sums()}
+    vectors: dict[str, tuple[dict[str, Any], list[list[Any]]]] = {
+        "good": (base, []),
+        **_with_sums(),
+        **_with_models(),
+    }
 
     def add(name: str, findings: list[list[Any]], **parts: Any) -> None:
         vectors[name] = ({**base, **parts}, findings)
@@ -204,6 +210,44 @@ def _with_sums() -> dict[str, tuple[dict[str, Any], list[list[Any]]]]:
         "4-sums-decided-by-pld": (told(approval, decided_by="pld"), [at]),
         "4-sums-over-the-cap": (told(approval, domain_epsilon=3.5), [at]),
         "4-sums-for-which-all-of-delta-is-kept": (told(opening, conceded_delta=1e-5), [opened]),
+    }
+
+
+def _with_models() -> dict[str, tuple[dict[str, Any], list[list[Any]]]]:
+    """Policies with a list of models, and approvals and reservations that do not fit it; all of them well signed."""
+    entries, at = entries_of(lived_in().names[LEDGER_FILE].data), hospital()
+    kinds = [entry.body.kind for entry in entries]
+    approval, later = kinds.index("approval"), len(kinds) - 1 - kinds[::-1].index("policy")
+
+    def told(facts: dict[str, str], *models: tuple[Kind, ...] | None) -> dict[str, Any]:
+        """The approval states `facts`; the first policy has the first list of models, the later one the second."""
+        changed, texts = list(entries), list[str]()
+        for index, allowed in zip((kinds.index("policy"), later), models, strict=True):
+            body: Any = entries[index].body
+            texts.append(canonical(replace(policy_from(json.loads(body.text)), models=allowed)))
+            changed[index] = replace(entries[index], body=replace(body, text=texts[-1]))
+        body = replace(cast(Approval, entries[approval].body), facts=facts)
+        signature = at.approver.sign(approval_statement(entries[0].body.instance, body)).hex()  # type: ignore[union-attr]
+        changed[approval] = replace(entries[approval], body=replace(body, signature=signature))
+        ledger, head = forged(changed)
+        return {
+            "ledger": ledger.decode(),
+            "head": head,
+            "seen": [],
+            "public_key": at.key.public_hex,
+            "policy": texts[-1],
+        }
+
+    here, reserved = [4, f"entry {approval}"], [4, f"entry {kinds.index('reserve', later)}"]
+    lstm, fusion = {"model": "lstm"}, {"model": "fusion mlp cnn"}
+    return {
+        "good-models": (told(fusion, ("mlp", "cnn", "fusion"), None), []),
+        "4-models-of-another-kind": (told(lstm, ("mlp", "cnn"), None), [here]),
+        "4-models-with-a-branch-of-another-kind": (told(fusion, ("mlp", "fusion"), None), [here]),
+        "4-models-of-no-stated-kind": (told({}, ("mlp", "cnn"), None), [here]),
+        "4-models-of-a-kind-that-is-none": (told({"model": " "}, ("mlp",), None), [here]),
+        "4-models-on-an-empty-list": (told(lstm, (), None), [here]),
+        "4-models-that-a-later-policy-leaves-out": (told(lstm, None, ("mlp",)), [reserved]),
     }
 
 
