@@ -28,6 +28,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from sottovoce.client.features_at_rest import open_features
 from sottovoce.client.home import Hospital
 from sottovoce.client.site_ledger import SiteLedger
 from sottovoce.common import study as studies
@@ -43,7 +44,7 @@ from sottovoce.common.envelope import (
     seal,
     signed_header,
 )
-from sottovoce.common.errors import DeploymentError, EnvelopeRefused, LedgerError, SottovoceError
+from sottovoce.common.errors import DeploymentError, EnvelopeRefused, SottovoceError
 from sottovoce.common.flower import (
     CONFIG,
     ClientApp,
@@ -124,19 +125,18 @@ def _opened(hospital: Hospital, envelope: Envelope, phase: str) -> Header:
 
 def _approved(hospital: Hospital, digest: str) -> Study:
     """Returns a study that this hospital's ledger has an open approval of. Raises: EnvelopeRefused."""
-    try:
-        study = _study(hospital.study_file(digest), digest)
-        with SiteLedger.open(hospital.ledger) as ledger:
+    with SiteLedger.open(hospital.ledger) as ledger:
+        try:
+            study = _study(hospital.study_file(digest), digest)
             grant = ledger.grant(study)
-            state = ledger.budget.state
-            if state.policy is None or digest not in state.policy.studies:
-                raise LedgerError("The policy in force does not list this study any more.")
-            if state.domains[ledger.domain(grant)].closed:
-                raise LedgerError("The domain that was approved for this study is closed.")
-    except SottovoceError as error:
-        _log.warning("study %s was refused: %s", digest[:16], error)
-        raise EnvelopeRefused("study", NOT_APPROVED) from None
-    return study
+        except SottovoceError as error:
+            _log.warning("study %s was refused: %s", digest[:16], error)
+            raise EnvelopeRefused("study", NOT_APPROVED) from None
+        state = ledger.budget.state
+        listed = state.policy is not None and digest in state.policy.studies
+        if not listed or state.domains[ledger.domain(grant)].closed:
+            raise EnvelopeRefused("study", NOT_APPROVED)
+        return study
 
 
 @lru_cache(maxsize=16)
@@ -169,7 +169,7 @@ def _answered(hospital: Hospital, study: Study, question: Message, context: Cont
         context.run_id,
         context.node_id,
         {
-            "site-folder": str(hospital.features(digest)),
+            "site-folder": str(open_features(hospital, digest)),
             "study-file": str(hospital.study_file(digest)),
             "ledger-folder": str(hospital.ledger),
             "device": _device(hospital.settings.device),
