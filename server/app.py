@@ -1,54 +1,31 @@
-"""The coordinator as Flower's `ServerApp`: the round loop on whatever grid it is given.
+"""The coordinator as Flower's `ServerApp`: it conducts the run that the SuperLink was handed.
 
-It is what a SuperLink starts. Simulations call `rounds.run` themselves, on the same exchange.
-
-Run configuration:
-
-| key               | meaning                                                        |
-|-------------------|----------------------------------------------------------------|
-| `study-file`      | the study                                                      |
-| `seed`, `fold`    | the cell; by default the study's first seed, and nobody withheld |
-| `initial-weights` | safetensors to start from                                      |
-| `checkpoint`      | where the state is kept; a run goes on from it if it is there  |
+Where the coordinator's folder is stands in the environment (SOTTOVOCE_SERVER_HOME), which the coordinator sets for the
+SuperLink; which run is meant is the only thing that stands in Flower's own configuration, `run`.
 """
 
+import os
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from safetensors.numpy import load_file
 
-from sottovoce.common import study as studies
 from sottovoce.common.errors import RunError
-from sottovoce.server.exchange import GridExchange, roster
-from sottovoce.server.rounds import ALL_SPEAKERS, Cell, run
+from sottovoce.server.conduct import conduct
+from sottovoce.server.home import CoordinatorHome
+from sottovoce.server.superlink import HOME_VARIABLE, answer_quickly
 
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Runs one cell of a study to its end."""
-    study = studies.load(Path(_text(context, "study-file")))
-    cell = Cell(
-        seed=int(context.run_config.get("seed", study.evaluation.seeds[0])),
-        fold=int(context.run_config.get("fold", ALL_SPEAKERS)),
-        arm="federated",
-    )
-    federation = study.federation
-    sites = roster(grid, n_sites=federation.n_sites, timeout=federation.deadline_seconds)
-    run(
-        GridExchange(grid, sites),
-        study,
-        cell=cell,
-        weights=load_file(_text(context, "initial-weights")),
-        checkpoint=Path(_text(context, "checkpoint")),
-        resume=True,
-    )
-
-
-def _text(context: Context, key: str) -> str:
-    value = context.run_config.get(key)
-    if not isinstance(value, str):
-        raise RunError(f"Expected the path {key!r} in the run's configuration; came nothing.")
-    return value
+    """Conducts a run to its end, from its checkpoint if there is one."""
+    folder, name = os.environ.get(HOME_VARIABLE), context.run_config.get("run")
+    if not folder or not isinstance(name, str):
+        raise RunError(
+            "Expected a coordinator's folder in the environment and a run's name; came none. Runs are begun with "
+            "`sottovoce server run`."
+        )
+    answer_quickly()
+    conduct(CoordinatorHome.open(Path(folder)), name, grid)

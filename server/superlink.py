@@ -58,6 +58,9 @@ publisher = "sottovoce"
 [tool.flwr.app.components]
 serverapp = "sottovoce.server.app:app"
 clientapp = "sottovoce.client.hospital:app"
+
+[tool.flwr.app.config]
+run = ""
 """
 
 
@@ -108,7 +111,16 @@ class Control:
 
     def status(self, flower_run: int) -> str:
         """Returns "starting", "running" and the like, or "finished:failed"; "unknown" for what it never heard of."""
-        answer = self._ask(self._client.ListRuns, ListRunsRequest(run_id=flower_run))
+        try:
+            answer = self._ask(self._client.ListRuns, ListRunsRequest(run_id=flower_run))
+        except DeploymentError as error:
+            cause = error.__context__
+            if (
+                isinstance(cause, httpx.HTTPStatusError)
+                and cause.response.status_code == httpx.codes.NOT_FOUND
+            ):
+                return "unknown"
+            raise
         found = answer.run_dict.get(flower_run)
         if found is None:
             return "unknown"

@@ -16,6 +16,7 @@ import typer
 
 from sottovoce.client.commands import approve, key_app, ledger_app, policy_app, roster
 from sottovoce.common.errors import SottovoceError
+from sottovoce.server.commands import server_app
 
 app = typer.Typer(
     name="sottovoce",
@@ -33,6 +34,7 @@ app.add_typer(privacy_app, name="privacy")
 app.add_typer(key_app, name="key")
 app.add_typer(policy_app, name="policy")
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(server_app, name="server")
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="A study file (TOML).")]
 Data = Annotated[

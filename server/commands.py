@@ -1,0 +1,253 @@
+"""Commands of the coordinator: `sottovoce server …`. Wiring only.
+
+Exit status: 0 done; 1 the answer is no (a run that failed); 2 something the user can mend.
+"""
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+server_app = typer.Typer(no_args_is_help=True, help="Coordinate a federation of hospitals.")
+
+Home = Annotated[Path, typer.Argument(metavar="HOME", help="The coordinator's folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")]
+RunName = Annotated[str | None, typer.Option("--name", help="The run's name; the study's by default.")]
+
+
+@server_app.command()
+def init(
+    home: Home,
+    name: Annotated[str, typer.Option(help="The federation's name, as hospitals will see it.")],
+    host: Annotated[
+        list[str], typer.Option(help="By which hospitals reach this machine; may be repeated.")
+    ] = ["localhost", "127.0.0.1"],  # noqa: B006 - Typer copies it
+    fleet_port: Annotated[int, typer.Option(min=1, max=65535)] = 8443,
+    consortium_port: Annotated[int, typer.Option(min=1, max=65535)] = 8444,
+    front_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="nginx before the SuperLink; 0: none.")
+    ] = 0,
+    metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="Prometheus; 0: none.")] = 0,
+) -> None:
+    """Make a coordinator's folder: its key, its own certificate authority, its registry."""
+    from sottovoce.server.operations import NEW_SERVER, found
+
+    text = NEW_SERVER.format(
+        name=_plain("--name", name),
+        hosts=", ".join(f'"{_plain("--host", one)}"' for one in host),
+        fleet=fleet_port,
+        consortium=consortium_port,
+        front=front_port,
+        metrics=metrics_port,
+    )
+    made, fingerprint = found(home, text)
+    typer.echo(
+        f"Wrote {home}. Its keys/ and pki/ never leave this machine; see docs/runbook.md for copies of them."
+    )
+    typer.echo(f"Public key:  {made.key.public_hex}\nAuthority:   {fingerprint}")
+    typer.echo(
+        "Tell both to each hospital by telephone. Next: sottovoce server start, then sottovoce server invite"
+    )
+
+
+@server_app.command()
+def start(home: Home) -> None:
+    """Start the SuperLink, the consortium service and the front, and keep them alive. Ctrl-C stops them."""
+    from sottovoce.server.coordinator import Coordinator
+    from sottovoce.server.home import CoordinatorHome
+
+    _log_to_terminal()
+    stop_event = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop_event.set())
+    opened = CoordinatorHome.open(home)
+    typer.echo(
+        f"{opened.settings.name}: starting. Hospitals reach {opened.fleet_address} and {opened.consortium_address}."
+    )
+    Coordinator(opened).serve(stop_event)
+
+
+@server_app.command()
+def invite(
+    home: Home,
+    name: Annotated[str, typer.Argument(help="The hospital's name, or a person's.")],
+    out: Annotated[Path, typer.Option(help="Where to write the invitation.")],
+    role: Annotated[str, typer.Option(help="site, auditor or admin.")] = "site",
+    hours: Annotated[float, typer.Option(min=0.01, max=720, help="How long it can be used.")] = 72.0,
+) -> None:
+    """Write the file with which one hospital enrols, once. Hand it over in person or encrypted."""
+    from sottovoce.common.files import write_whole
+    from sottovoce.server.consortium.invitations import invitation
+    from sottovoce.server.home import CoordinatorHome
+
+    opened = CoordinatorHome.open(home)
+    write_whole(out, invitation(opened, name, role=_one_of("--role", role), hours=hours).encode(), mode=0o600)
+    typer.echo(f"Wrote {out}: whoever has it first is {name!r}. It can be used once, within {hours:g} hours.")
+
+
+@server_app.command()
+def offer(
+    home: Home,
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="A study file (TOML).")],
+    site: Annotated[list[str], typer.Option(help="A hospital; all that take part by default.")] = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Offer a study to hospitals: they fetch it, look at it, and approve its digest."""
+    from sottovoce.server.home import CoordinatorHome
+    from sottovoce.server.operations import offer as make_offer
+
+    loaded, sites = make_offer(CoordinatorHome.open(home), study, site)
+    if as_json:
+        _print_json({"study": loaded.digest(), "name": loaded.name, "sites": sites})
+        return
+    typer.echo(f"Offered {loaded.name} ({loaded.digest()}) to {', '.join(sites)}.")
+    typer.echo("Each approves it with `sottovoce client approve`. Then: sottovoce server run")
+
+
+@server_app.command()
+def run(
+    home: Home,
+    study: Annotated[
+        str, typer.Argument(metavar="STUDY", help="A study file, or the start of an offered digest.")
+    ],
+    name: RunName = None,
+    seed: Annotated[int | None, typer.Option(help="One of the study's seeds; the first by default.")] = None,
+    fold: Annotated[int, typer.Option(help="Whom to withhold; -1: nobody.")] = -1,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for approvals.")] = 0.0,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for its end.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run an approved study among its hospitals. Exit 1 where it fails. Ctrl-C leaves it running."""
+    from dataclasses import asdict
+
+    from sottovoce.server.home import CoordinatorHome
+    from sottovoce.server.operations import begin, follow, offered_digest
+
+    opened = CoordinatorHome.open(home)
+    _must_be_running(opened)
+
+    def waiting(missing: Any) -> None:
+        typer.echo(f"Waiting for the approval of {', '.join(missing)} …", err=True)
+
+    begun = begin(
+        opened,
+        offered_digest(opened, study),
+        name=name,
+        seed=seed,
+        fold=fold,
+        wait_seconds=wait,
+        on_wait=waiting,
+    )
+    if detach:
+        typer.echo(f"Begun: {begun.folder}. `sottovoce server status` tells how far it is.")
+        return
+
+    def told(state: Any) -> None:
+        typer.echo(f"{state.state}: round {state.round} of {state.rounds}  {state.reason}".rstrip(), err=True)
+
+    state = follow(begun, told)
+    if as_json:
+        _print_json({"run": str(begun.folder), **asdict(state)})
+    elif state.state == "done":
+        typer.echo(f"{begun.folder / 'model.safetensors'}: weights {state.weights_sha256}")
+    raise typer.Exit(0 if state.state == "done" else 1)
+
+
+@server_app.command()
+def status(home: Home, as_json: AsJson = False) -> None:
+    """Print who takes part, what runs, and whether the coordinator is up."""
+    from sottovoce.server.home import CoordinatorHome
+    from sottovoce.server.standing import standing, standing_lines
+
+    plain = standing(CoordinatorHome.open(home))
+    if as_json:
+        _print_json(plain)
+        return
+    from sottovoce.common.terminal import print_lines
+
+    print_lines(standing_lines(plain))
+
+
+@server_app.command()
+def revoke(
+    home: Home,
+    name: Annotated[str, typer.Argument(help="A hospital or a person that takes part.")],
+    person: Annotated[str, typer.Option(metavar="NAME", help="The named person who decides this.")],
+    reason: Annotated[str, typer.Option(help="Why; it stays in the registry for ever.")],
+) -> None:
+    """Refuse somebody from the next request on. There is no way back but a new invitation."""
+    from sottovoce.server.home import CoordinatorHome
+    from sottovoce.server.registry import Registry
+
+    Registry.open(CoordinatorHome.open(home).registry).revoke(name, person=person, reason=reason)
+    typer.echo(f"{name} is refused from its next request on.")
+
+
+@server_app.command()
+def stop(home: Home, name: RunName = None) -> None:
+    """Stop one run for good (--name), or the coordinator: its runs go on at the next start."""
+    from dataclasses import replace
+
+    from sottovoce.common.provenance import now
+    from sottovoce.server.deployed_run import DeployedRun
+    from sottovoce.server.home import CoordinatorHome
+    from sottovoce.server.standing import coordinator_process
+
+    opened = CoordinatorHome.open(home)
+    if name is not None:
+        found = DeployedRun.open(opened, name)
+        if not found.state.is_over:
+            found.say(replace(found.state, state="stopped", reason="stopped by the operator", updated=now()))
+        typer.echo(f"{name}: {found.state.state}.")
+        return
+    process = coordinator_process(opened)
+    if process is None:
+        typer.echo("No coordinator is running here.")
+        return
+    os.kill(process, signal.SIGTERM)
+    typer.echo("The coordinator was told to stop. Runs that are not over go on at the next start.")
+
+
+def _must_be_running(home: Any) -> None:
+    from sottovoce.common.errors import DeploymentError
+    from sottovoce.server.standing import coordinator_process
+
+    if coordinator_process(home) is None:
+        raise DeploymentError(
+            f"No coordinator is running in {home.folder}. Start it: sottovoce server start {home.folder}"
+        )
+
+
+def _log_to_terminal() -> None:
+    import logging
+
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request otherwise
+
+
+def _plain(option: str, text: str) -> str:
+    from sottovoce.common.errors import DeploymentError
+
+    if not text.isprintable() or '"' in text or "\\" in text or not 1 <= len(text) <= 120:
+        raise DeploymentError(
+            f"{option}: expected 1 to 120 printable characters without quotes; came {text[:80]!r}."
+        )
+    return text
+
+
+def _one_of(option: str, said: str) -> Any:
+    from sottovoce.common.errors import DeploymentError
+
+    if said not in ("site", "auditor", "admin"):
+        raise DeploymentError(f"{option}: expected site, auditor or admin; came {said[:40]!r}.")
+    return said
+
+
+def _print_json(plain: Any) -> None:
+    from sottovoce.common.terminal import print_json
+
+    print_json(plain)
