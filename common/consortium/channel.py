@@ -145,8 +145,8 @@ _REFUSED = (
 )
 _CAUSES = {  # the most telling first
     "certificate_verify_failed": (
-        "its certificate is not of the authority that was pinned (tls/ca.crt), or is over. Compare the fingerprint with "
-        "the coordinator by telephone; do not go on before it is the same."
+        "its certificate is not of the authority that was pinned (tls/ca.crt), or is over. Compare the fingerprint "
+        "with the coordinator by telephone; do not go on before it is the same."
     ),
     "is not in peer certificate": (
         "its certificate is for another name. The coordinator puts this address into `hosts` of its server.toml."

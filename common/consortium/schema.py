@@ -62,3 +62,20 @@ def _known(message: Any) -> bool:
             if not all(map(_known, inner)):
                 return False
     return True
+
+
+def as_plain(message: Any) -> dict[str, Any]:
+    """Returns a message as plain data, fields with their default values too; bytes in hexadecimal."""
+    return {field.name: _plain(field, getattr(message, field.name)) for field in message.DESCRIPTOR.fields}
+
+
+def _plain(field: Any, value: Any) -> Any:
+    if field.is_repeated:
+        return [_plain_one(one) for one in value]
+    return _plain_one(value)
+
+
+def _plain_one(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.hex()
+    return as_plain(value) if hasattr(value, "DESCRIPTOR") else value
