@@ -5,6 +5,8 @@ Guarantees:
   - torch, which takes a second to load, is loaded for studies that state a number, and for no others.
 """
 
+import math
+
 from sottovoce.common.privacy_specs import DistributedPrivacy
 from sottovoce.common.study import Study
 
@@ -16,16 +18,20 @@ def widths_of(study: Study) -> dict[str, int]:
     return {stream.name: width(stream, study.frames, study.audio.sample_rate_hz) for stream in study.streams}
 
 
-def n_parameters_of(study: Study) -> int:
-    """Returns how many numbers the study's model has."""
+def shapes_of(study: Study) -> dict[str, tuple[int, ...]]:
+    """Returns the name and shape of each tensor of the study's model, in order: what travels as its weights."""
     import torch
 
     from sottovoce.common.models import build
 
-    widths = widths_of(study)
     with torch.device("meta"):
-        model = build(study.model, widths, len(study.labels.classes), seed=0)
-    return sum(parameter.numel() for parameter in model.parameters())
+        model = build(study.model, widths_of(study), len(study.labels.classes), seed=0)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def n_parameters_of(study: Study) -> int:
+    """Returns how many numbers the study's model has."""
+    return sum(math.prod(shape) for shape in shapes_of(study).values())
 
 
 def size_problems(study: Study) -> list[str]:

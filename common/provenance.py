@@ -1,5 +1,7 @@
 """Where and with what a result was made: time, versions, machine. Same bits depend on the last two."""
 
+import hashlib
+import importlib
 import os
 import platform
 from datetime import UTC, datetime
@@ -9,6 +11,7 @@ from pathlib import Path
 from sottovoce.common.run_files import Machine
 
 LIBRARIES = ("sottovoce", "flwr", "torch", "numpy", "librosa", "scikit-learn", "soundfile", "opacus")
+PARTS = ("client", "common", "server", "simulations")
 
 
 def now() -> str:
@@ -25,6 +28,21 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def code_sha256() -> str:
+    """Returns a digest of the installed program: every Python file of its four parts, by name and bytes.
+
+    Two installations of one wheel have one digest; an edited line is another. It tells what is on the disk, and a
+    process that was started before knows nothing of it.
+    """
+    digest = hashlib.sha256(b"sottovoce/code/1\n")
+    for part in PARTS:
+        (root,) = importlib.import_module(f"sottovoce.{part}").__path__
+        for path in sorted(Path(root).rglob("*.py")):
+            name = f"{part}/{path.relative_to(root).as_posix()}"
+            digest.update(f"{name}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def machine() -> Machine:

@@ -30,6 +30,8 @@ from sottovoce.common.study import Study
 What = Literal["update", "evaluation_counts"]
 UPDATE: What = "update"
 COUNTS: What = "evaluation_counts"
+ATTEMPTS = 3  # at the updates of a round, by a coordinator that does not start anew
+EVALUATION_ATTEMPTS = 2  # at a secure sum of counts; the second is paid for from the spare ones
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ from sottovoce.common.flower import Scalar
 from sottovoce.common.privacy_specs import NoPrivacy
 from sottovoce.common.streams import stream
 from sottovoce.common.study import FedAvg, Study
-from sottovoce.common.sums import quorum_of
+from sottovoce.common.sums import ATTEMPTS, quorum_of
 from sottovoce.common.weights import Array, Layout, Weights, digest
 from sottovoce.server import checkpoint as checkpoints
 from sottovoce.server import strategies
@@ -38,7 +38,6 @@ from sottovoce.server.checkpoint import Checkpoint, Identity
 from sottovoce.server.exchange import Call, Collected, Evaluated, Exchange, Share
 from sottovoce.server.strategies import Algorithm, ServerState
 
-ATTEMPTS = 3
 ALL_SPEAKERS = -1  # the fold in which nobody is withheld
 
 

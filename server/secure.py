@@ -38,6 +38,7 @@ from sottovoce.common.secagg.session import MIN_SITES, Roster, session_for
 from sottovoce.common.study import Study
 from sottovoce.common.sums import (
     COUNTS,
+    EVALUATION_ATTEMPTS,
     UPDATE,
     Terms,
     What,
@@ -51,7 +52,6 @@ from sottovoce.common.weights import digest
 from sottovoce.server.exchange import Call, Collected, Evaluated, GridExchange, Share
 
 _KINDS: Mapping[What, str] = {UPDATE: "train", COUNTS: "evaluate"}
-EVALUATION_ATTEMPTS = 2  # the second is paid for from the spare ones
 
 
 @dataclass(kw_only=True)

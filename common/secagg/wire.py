@@ -79,6 +79,11 @@ def seal(kind: Kind, session: bytes, sender: int, body: bytes, key: SigningKey) 
     return b"".join([label(kind), _HEADER.pack(session, sender, len(body)), body, signature])
 
 
+def message_bytes(kind: Kind, body_bytes: int) -> int:
+    """Returns the length of a signed message whose body has so many bytes."""
+    return len(label(kind)) + _HEADER.size + body_bytes + SIGNATURE_BYTES
+
+
 def parse(data: bytes, kind: Kind, *, vector_bytes: int = 0) -> Envelope:
     """Returns a message of a kind. `vector_bytes` is the session's. Raises: SecureSumError ("form")."""
     head = label(kind)
