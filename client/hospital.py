@@ -97,13 +97,16 @@ def _guarded(hospital: Hospital, message: Message, context: Context) -> Message:
         question = with_content(message, _content(envelope, header))
         reply = _answered(hospital, study, question, context)
         return _sealed(hospital, envelope, header, message, reply)
+    except EnvelopeRefused as refusal:
+        return _refused(hospital, message, refusal)
     except SottovoceError as error:
-        refusal = error
-        if not isinstance(error, EnvelopeRefused):
-            _log.error("a message was not answered: %s", error)
-            refusal = EnvelopeRefused("state", NOT_SET_UP)
-        note(hospital, refusal, message)
-        return error_reply(message, f"refused ({refusal.reason}): {refusal}")
+        _log.error("a message was not answered: %s", error)
+        return _refused(hospital, message, EnvelopeRefused("state", NOT_SET_UP))
+
+
+def _refused(hospital: Hospital, message: Message, refusal: EnvelopeRefused) -> Message:
+    note(hospital, refusal, message)
+    return error_reply(message, f"refused ({refusal.reason}): {refusal}")
 
 
 def _opened(hospital: Hospital, envelope: Envelope, phase: str) -> Header:
