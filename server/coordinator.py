@@ -33,6 +33,7 @@ from sottovoce.server.conduct import NODES
 from sottovoce.server.consortium.service import serve
 from sottovoce.server.deployed_run import DeployedRun, runs_of
 from sottovoce.server.front import Front
+from sottovoce.server.gauges import Gauges
 from sottovoce.server.home import MARK, STATUS, CoordinatorHome
 from sottovoce.server.registry import Registry
 from sottovoce.server.registry_tables import Member
@@ -100,6 +101,7 @@ class Coordinator:
         self._seen = _Seen()
         self._handed: dict[str, _Handed] = {}
         self._superlink, self._front = SuperLink(home), Front(home)
+        self._gauges = Gauges(home, self._registry)
         self._began = now()
         self._restarts = 0
 
@@ -118,6 +120,7 @@ class Coordinator:
             service = serve(self._home, self._registry, authority)
             stack.callback(service.stop)
             stack.callback(lambda: self._superlink.stop())
+            stack.enter_context(self._gauges.metrics.served(self._home.settings.metrics_port))
             self._superlink.start()
             self._certificates.look()
             if self._home.settings.front_port:
@@ -133,8 +136,10 @@ class Coordinator:
                 self._start_again("the SuperLink ended")
             self._look_at_certificates()
             self._tell_members()
-            for name in runs_of(self._home):
-                self._look_at(name)
+            runs = [DeployedRun.open(self._home, name) for name in runs_of(self._home)]
+            for run in runs:
+                self._look_at(run)
+            self._gauges.look(runs)
         except (SottovoceError, httpx.HTTPError) as error:
             _log.warning("%s", error)
         self._say()
@@ -186,10 +191,10 @@ class Coordinator:
     def _write_nodes(self) -> None:
         write_whole(self._home.run / NODES, json.dumps(self._seen.nodes, sort_keys=True).encode())
 
-    def _look_at(self, name: str) -> None:
+    def _look_at(self, run: DeployedRun) -> None:
         """Hands a run to the SuperLink that is not with it, and takes one back that is over."""
-        run = DeployedRun.open(self._home, name)
-        state, handed = run.state, self._handed.setdefault(name, _Handed())
+        name, state = run.plan.name, run.state
+        handed = self._handed.setdefault(name, _Handed())
         if state.round > handed.round:
             handed.round, handed.starts = state.round, min(handed.starts, 1)
         if handed.flower_run is not None:
