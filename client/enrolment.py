@@ -120,7 +120,12 @@ def _check(place: Place, invitation: Invitation, persons: bool) -> None:
 
 
 def _node_key(key_file: Path) -> str:
-    return node_public_key(key_file) if key_file.exists() else new_node_key(key_file)
+    if not key_file.exists():
+        made = key_file.with_name(f"{key_file.name}.new")
+        made.unlink(missing_ok=True)  # a crash may have left half of one
+        new_node_key(made)
+        made.replace(key_file)
+    return node_public_key(key_file)
 
 
 def _asked(

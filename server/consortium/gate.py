@@ -28,7 +28,7 @@ from grpc_health.v1 import health_pb2
 
 from sottovoce.common.consortium.schema import METHODS, Method, decoded
 from sottovoce.common.errors import CertificateError, SottovoceError
-from sottovoce.common.pki import Role, peer_of
+from sottovoce.common.pki import Peer, Role, peer_of
 from sottovoce.server.registry import Registry
 
 CALLS_AT_ONCE, BURST, PER_SECOND = 4, 200.0, 50.0  # of one peer
@@ -129,8 +129,9 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no types
     ) -> Iterator[tuple[Visitor, Any, Answer]]:
         who, call = "a peer without a name", "an unknown call" if method is None else method.name
         try:
-            visitor = _visitor(context)  # 1, 2
-            who = visitor.name
+            peer = _peer(context)  # 1, 2
+            who = peer.name
+            visitor = _visitor(peer)
             self._refuse_revoked(visitor)  # 3
             if method is None or rule is None or visitor.role not in rule.roles:  # 4
                 raise Refused(
@@ -212,14 +213,17 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no types
         context.abort(refusal.code, refusal.text)
 
 
-def _visitor(context: Any) -> Visitor:
+def _peer(context: Any) -> Peer:
     try:
         (pem,) = context.auth_context().get("x509_pem_cert", ())
-        peer = peer_of(pem.decode("ascii"))
+        return peer_of(pem.decode("ascii"))
     except (ValueError, CertificateError):
         raise Refused(
             grpc.StatusCode.UNAUTHENTICATED, "Expected a certificate of this consortium; came none."
         ) from None
+
+
+def _visitor(peer: Peer) -> Visitor:
     if not peer.not_before <= time.time() <= peer.not_after:  # a connection may outlive its certificate
         raise Refused(
             grpc.StatusCode.UNAUTHENTICATED,

@@ -7,7 +7,7 @@ with consortium(tmp_path) as made:
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ name = "Consortium"
 hosts = ["127.0.0.1"]
 fleet_port = 0
 consortium_port = {port}
-certificate_hours = {hours}
 """
 
 
@@ -130,14 +129,15 @@ class Consortium:
 
 @contextmanager
 def consortium(root: Path, *, hours: float = 1.0) -> Iterator[Consortium]:
-    """Makes a coordinator and serves until the end of the block."""
-    home = CoordinatorHome.create(root / "coordinator", SETTINGS.format(port=0, hours=hours))
-    authority, registry = Authority.create(home.pki, name="Consortium"), Registry.create(home.registry)
-    served = serve(home, registry, authority)
-    # Invitations name the port of the settings; who serves on a free one tells them afterwards.
-    (home.folder / "server.toml").write_text(SETTINGS.format(port=served.port, hours=hours))
+    """Makes a coordinator and serves until the end of the block. `hours` may be less than settings allow."""
+    made = CoordinatorHome.create(root / "coordinator", SETTINGS.format(port=0))
+    authority, registry = Authority.create(made.pki, name="Consortium"), Registry.create(made.registry)
+    settings = replace(made.settings, certificate_hours=hours)
+    served = serve(CoordinatorHome(made.folder, settings), registry, authority)
+    # Invitations name the port of the settings; this one was found when the server began.
+    home = CoordinatorHome(made.folder, replace(settings, consortium_port=served.port))
     try:
-        yield Consortium(root, CoordinatorHome.open(home.folder), registry, authority, served)
+        yield Consortium(root, home, registry, authority, served)
     finally:
         served.stop(0)
         registry.close()
