@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from sottovoce.client.app import app as client
+from sottovoce.client.traffic import Direction
 from sottovoce.common.flower import ArrayRecord, ClientApp, Context, Message, RecordDict
 
 NUMBER_BYTES = 8
@@ -15,7 +17,7 @@ class Recorded:
 
     site: str
     phase: str
-    direction: str
+    direction: Direction
     sizes: dict[tuple[str, str], int]
     shapes: dict[str, tuple[int, ...]]
 
@@ -36,9 +38,10 @@ class _RecordingApp(ClientApp):
 recording_app = _RecordingApp()
 
 
-def _recorded(site: str, phase: str, direction: str, content: RecordDict) -> Recorded:
+def _recorded(site: str, phase: str, direction: Direction, content: RecordDict) -> Recorded:
     sizes, shapes = {}, {}
     for record_name, record in content.items():
+        item: Any
         for name, item in record.items():
             if isinstance(record, ArrayRecord):
                 shapes[name] = tuple(item.shape)
