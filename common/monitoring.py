@@ -54,10 +54,11 @@ RoundOutcome = Literal["applied", "no_quorum", "abandoned", "other"]
 AttemptOutcome = Literal["summed", "abandoned", "burned", "other"]
 # The words of `common.envelope`, `common.secagg.complaint`, and of what a site refuses a study for.
 Reason = Literal[
-    "abandoned", "answers", "approval", "body", "bundle", "certificate", "cohort", "consent", "content", "contract",
-    "expired", "form", "frame", "header", "input", "keys", "ledger", "mode", "model", "phase", "policy", "purpose",
-    "recipient", "replay", "reveal", "revoked", "roster", "run", "sender", "session", "share", "signature",
-    "size", "study", "sum", "survivors", "terms", "threshold", "other",
+    "abandoned", "answers", "approval", "body", "bundle", "certificate", "cohort", "consent", "content",
+    "contract", "expired", "form", "frame", "header", "input", "keys", "ledger", "mode", "model", "phase",
+    "policy", "purpose", "recipient", "replay", "reveal", "revoked", "roster", "round", "run", "sender",
+    "session", "share", "signature", "size", "state", "stopped", "study", "sum", "survivors", "terms",
+    "threshold", "other",
 ]  # fmt: skip
 Certificate = Literal["authority", "server", "site", "revocation_list"]
 Gauged = Literal["sites_enrolled", "sites_seen", "studies_running"]
