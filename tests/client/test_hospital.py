@@ -181,13 +181,13 @@ def _listed_no_more(ward: Ward) -> Envelope:
 def _seeded_anew(ward: Ward) -> Envelope:
     path = ward.hospital.study_file(ward.study.digest())
     path.write_text(path.read_text().replace("rounds = 3", "rounds = 300"))
-    hospitals._study.cache_clear()
+    hospitals._approval.cache_clear()
     return ward.sealed()
 
 
 def _no_file(ward: Ward) -> Envelope:
     ward.hospital.study_file(ward.study.digest()).unlink()
-    hospitals._study.cache_clear()
+    hospitals._approval.cache_clear()
     return ward.sealed()
 
 
@@ -293,7 +293,7 @@ def test_it_is_refused_with_a_word_and_a_line_and_nothing_is_trained(
 def test_a_question_is_answered_once_by_whatever_process(ward: Ward) -> None:
     question = ward.sealed()
     assert not ward.answer(question).has_error()
-    hospitals._study.cache_clear()  # as in a process that has just begun
+    hospitals._approval.cache_clear()  # as in a process that has just begun
     again = ward.answer(question)
     assert "replay" in again.error.reason
     assert ward.entries() == ["reserve", "commit"]
@@ -304,6 +304,15 @@ def test_an_approval_that_ends_between_two_messages_is_seen(ward: Ward) -> None:
     assert "(study)" in ward.answer(_closed(ward)).error.reason
     approve(ward.hospital, ward.study)
     assert not ward.answer(ward.sealed()).has_error()
+
+
+def test_a_ledger_that_did_not_change_is_not_read_again(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    questions = [ward.sealed(phase="query", recipient="") for _ in range(3)]
+    assert not ward.answer(questions[0], phase="query").has_error()
+    monkeypatch.setattr(SiteLedger, "open", None)
+    assert not ward.answer(questions[1], phase="query").has_error()
+    (ward.hospital.ledger / "ledger.jsonl").touch()
+    assert ward.answer(questions[2], phase="query").has_error()
 
 
 def test_two_runs_at_once_may_overtake_each_other(ward: Ward) -> None:
