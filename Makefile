@@ -9,7 +9,7 @@ export OMP_NUM_THREADS := 1
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: demo test check bench proofs sums pooling results audit mutants clean
+.PHONY: demo test check federation bench proofs sums pooling results audit mutants clean
 
 demo: $(READY)  ## the main job on the embedded corpus: a federated study, evaluated and reported
 	$(BIN)/sottovoce simulate simulations/scenarios/demo.toml --out runs/demo --twins --overwrite
@@ -25,6 +25,9 @@ check: $(READY)  ## format, lint, types, import directions
 	$(BIN)/mypy
 	$(BIN)/mypy tests
 	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+federation: $(READY)  ## a coordinator and five hospitals on this machine, a process each: a study seeded and secret, over TLS
+	$(BIN)/python -m sottovoce.simulations.federation
 
 bench: $(READY)  ## speed and memory, as ratios measured in one run
 	$(BIN)/python -m sottovoce.simulations.bench --json runs/bench.json --page docs/bench.md
