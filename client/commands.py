@@ -109,26 +109,38 @@ def ledger_verify(
     policy: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The policy; by default the one beside the ledger.")
     ] = None,
+    roster: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Sites and their keys: tells whose are the cosignatures."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Judge a ledger: whole, this site's, within its own rules? Exit 0 valid, 1 not valid."""
     from sottovoce.client.policy import policy_text, policy_text_beside
     from sottovoce.common.keys import public_key_from
-    from sottovoce.common.ledger.reading import read_ledger, read_note
-    from sottovoce.common.ledger.terminal import verdict_lines
+    from sottovoce.common.ledger.cosignature import witnessed_by
+    from sottovoce.common.ledger.reading import read_ledger, read_seen
+    from sottovoce.common.ledger.terminal import verdict_lines, witness_lines
     from sottovoce.common.ledger.verify import verify
+    from sottovoce.common.secagg.roster_file import read_roster
 
-    found, notes = read_ledger(folder), [read_note(path) for path in seen]
+    found, shown = read_ledger(folder), {str(path): read_seen(path) for path in seen}
+    members = None if roster is None else read_roster(roster).members
     if len(found.ledger) > LONG_LEDGER_BYTES:
         typer.echo("A long ledger: 100,000 entries take about a minute …", err=True)
     verdict = verify(
         found.ledger,
         head=found.head,
-        seen=notes,
+        seen=[note for note, _ in shown.values()],
         public_key=None if public_key is None else public_key_from(public_key),
         policy=policy_text(policy) if policy else policy_text_beside(found.policy_file),
-    ).naming(seen)
-    _print_json(verdict.plain()) if as_json else _print(verdict_lines(verdict.plain()))
+    ).naming(list(shown))
+    witnessed = witnessed_by(shown, members, site=verdict.site)
+    if as_json:
+        _print_json({**verdict.plain(), "witnessed": witnessed})
+    else:
+        _print(witness_lines(witnessed))
+        _print(verdict_lines(verdict.plain()))
     raise typer.Exit(0 if verdict.ok else 1)
 
 

@@ -12,13 +12,15 @@ Guarantees:
 import base64
 import binascii
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote, unquote
 
 from sottovoce.common.errors import LedgerError
 from sottovoce.common.keys import SigningKey, verified
 from sottovoce.common.ledger.checkpoint import SignedCheckpoint, parse
+from sottovoce.common.secagg.session import Member
 
 WITNESS = "sottovoce.witness/"
 MAX_WITNESSES = 200
@@ -85,6 +87,34 @@ def read_cosigned(text: str) -> tuple[str, tuple[Cosignature, ...]]:
             "Expected a checkpoint with lines of witnesses below it; came another text."
         ) from None
     return note, found
+
+
+def witnesses_of(note: str, cosignatures: Sequence[Cosignature], keys: Mapping[str, str]) -> tuple[str, ...]:
+    """Returns who of these, by name and public key, cosigned a checkpoint; each once, whatever else the lines say."""
+    seen = parse(note)
+    return tuple(
+        name
+        for name, key in sorted(keys.items())
+        if any(one.witness == name and one.signed_by(key, seen) for one in cosignatures)
+    )
+
+
+def witnessed_by(
+    shown: Mapping[str, tuple[str, Sequence[Cosignature]]], members: Sequence[Member] | None, *, site: str
+) -> dict[str, dict[str, Any]]:
+    """Returns for each checkpoint, by its name, who of a roster's other sites cosigned it; plain data.
+
+    Without a roster nobody can tell whose a cosignature is: `of` is None then, and `lines` says how many there are.
+    """
+    keys = None if members is None else {one.site: one.public_key for one in members if one.site != site}
+    return {
+        name: {
+            "lines": len(cosignatures),
+            "of": None if keys is None else len(keys),
+            "by": list(witnesses_of(note, cosignatures, keys or {})),
+        }
+        for name, (note, cosignatures) in shown.items()
+    }
 
 
 def _cosignature(line: str) -> Cosignature:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sottovoce.common.errors import LedgerError
 from sottovoce.common.ledger import checkpoint as checkpoints
-from sottovoce.common.ledger.checkpoint import MAX_NOTE_BYTES
+from sottovoce.common.ledger.cosignature import MAX_COSIGNED_BYTES, Cosignature, read_cosigned
 from sottovoce.common.ledger.entries import Entry
 from sottovoce.common.ledger.reader import LineRefused, Reader, lines_of
 from sottovoce.common.ledger.store import HEAD_FILE, LEDGER_FILE
@@ -50,13 +50,17 @@ def read_ledger(folder: Path) -> LedgerFiles:
 
 
 def read_note(path: Path) -> str:
-    """Reads a checkpoint that somebody kept. Raises: LedgerError for any other file."""
-    text = _bytes_of(path, MAX_NOTE_BYTES).decode(errors="replace")
+    """Reads a checkpoint that somebody kept, with witnesses below it or without. Raises: LedgerError for any other."""
+    return read_seen(path)[0]
+
+
+def read_seen(path: Path) -> tuple[str, tuple[Cosignature, ...]]:
+    """Reads a checkpoint that somebody kept, and what its witnesses signed. Raises: LedgerError for any other file."""
+    text = _bytes_of(path, MAX_COSIGNED_BYTES).decode(errors="replace")
     try:
-        checkpoints.parse(text)
+        return read_cosigned(text)
     except LedgerError as error:
         raise LedgerError(f"{path}: {error}") from None
-    return text
 
 
 def readable_entries(ledger: bytes) -> tuple[list[Entry], str | None]:

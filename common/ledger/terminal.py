@@ -41,6 +41,19 @@ def verdict_lines(verdict: Row) -> Iterator[RenderableType]:
     yield _last_line(verdict)
 
 
+def witness_lines(witnessed: Row) -> Iterator[RenderableType]:
+    """Yields who cosigned each checkpoint that was given, or why that cannot be told."""
+    for name, said in witnessed.items():
+        if said["of"] is None:
+            if said["lines"]:
+                yield Text(f"{name}: {said['lines']} witnesses; who they are, only --roster can tell.")
+            continue
+        by = f": {', '.join(said['by'])}" if said["by"] else ""
+        yield Text(
+            f"{name}: cosigned by {len(said['by'])} of the {said['of']} other sites of the roster{by}."
+        )
+
+
 def figure_lines(found: Row) -> Iterator[RenderableType]:
     """Yields recorded figures beside recomputed ones, domains, what was given away after rounds, the verdict."""
     yield Text(f"Ledger of {found['site']}: {found['n_entries']:,} entries, every figure computed again")
