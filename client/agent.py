@@ -226,7 +226,7 @@ class _Agent:
         return self._answered(message, until)
 
     def _refused(self, delivery: Delivery, reason: str, text: str) -> None:
-        phase = f"unverified: {_phase(delivery.envelope)}"
+        phase = _phase(delivery.envelope)
         files.refuse(self._hospital.run, reason, run=str(delivery.run_id), phase=phase, text=text)
 
     def _verdict(self, fleet: Fleet, run_id: int, until: float) -> str:

@@ -216,15 +216,16 @@ def read_status(folder: Path) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def refuse(folder: Path, reason: str, **fields: str | int) -> None:
-    """Adds a line to what was refused. A full disk, or a file that has grown beyond its bound, loses the line."""
+def refuse(folder: Path, reason: str, **fields: str) -> None:
+    """Adds a line to what was refused, as `client/hospital.py` does. A full disk loses the line, not the refusal."""
     path = folder / SECURITY
-    line = json.dumps({"time": now(), "reason": reason, **fields}, sort_keys=True) + "\n"
+    line = {"time": round(time.time(), 3), "reason": reason, "header": "unverified", **fields}
     try:
+        if path.exists() and path.stat().st_size > MAX_SECURITY_BYTES:
+            path.replace(path.with_name(path.name + ".1"))
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "ab") as file:
-            if os.fstat(file.fileno()).st_size < MAX_SECURITY_BYTES:
-                file.write(line.encode())
+            file.write(json.dumps(line, sort_keys=True).encode() + b"\n")
     except OSError:
         return
 

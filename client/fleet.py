@@ -62,9 +62,8 @@ from sottovoce.client.inflating import inflated
 from sottovoce.client.line import Line
 from sottovoce.common.errors import DeploymentError
 
-HEARTBEAT_SECONDS = (
-    10.0  # Flower's least; after two without one a node is offline, and rounds need not wait for it
-)
+# Flower's least. After two without one a node is offline, and no round waits for it.
+HEARTBEAT_SECONDS = 10.0
 MAX_OBJECTS = 4_096
 TOGETHER = 2  # requests at a time while a message's objects go over the line
 
@@ -101,8 +100,8 @@ class Fleet:
     """A site at a SuperLink. Made by `connect`."""
 
     def __init__(self, hospital: Hospital, stop: threading.Event) -> None:
-        self._address, self._limit = hospital.coordinator.fleet, hospital.settings.max_message_bytes
-        self._line = Line(self._address, hospital.tls, stop=stop)
+        self.address, self._limit = hospital.coordinator.fleet, hospital.settings.max_message_bytes
+        self._line = Line(self.address, hospital.tls, stop=stop)
         self.node_id = 0
 
     @property
@@ -148,7 +147,7 @@ class Fleet:
             node=Node(node_id=self.node_id), heartbeat_interval=HEARTBEAT_SECONDS
         )
         if not self._line.call(FleetHttpClient.SendNodeHeartbeat, request).success:
-            raise troubles.of_status(401, "", self._address, clock_off=None)
+            raise troubles.not_registered(self.address)
 
     def leave(self) -> None:
         """Goes offline, so that nobody waits for this site. Raises: DeploymentError."""

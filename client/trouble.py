@@ -30,6 +30,12 @@ def trouble(reason: str, sentence: str) -> DeploymentError:
     return DeploymentError(sentence, reason=reason)
 
 
+def parts(error: DeploymentError) -> tuple[str, str]:
+    """Returns the cause and the mend of a trouble: its first sentence, and the rest."""
+    cause, _, mend = str(error).partition(". ")
+    return f"{cause}.", mend or "The agent's log says more."
+
+
 def of_transport(error: BaseException, address: str) -> DeploymentError:
     """Returns the trouble behind an exception of a connection."""
     for one in _chain(error):
@@ -48,11 +54,7 @@ def of_status(status: int, body: str, address: str, *, clock_off: float | None) 
     if status == 401 and clock_off is not None and abs(clock_off) > CLOCK_TOLERANCE_SECONDS:
         return clock_trouble(clock_off)
     if status == 401 or code == _NODE_ACTIVATION_FAILED:
-        return trouble(
-            "not_registered",
-            f"Expected the coordinator at {address} to know this site's node key; it does not: the site is not "
-            "registered or was revoked. Ask the coordinator, or enrol again with `sottovoce client init`.",
-        )
+        return not_registered(address)
     if code == _HEARTBEAT_INTERVAL:
         return trouble("interval", f"The coordinator at {address} refused this site's heartbeat interval.")
     if code in _RUN_CODES:
@@ -64,6 +66,15 @@ def of_status(status: int, body: str, address: str, *, clock_off: float | None) 
             "Install the release of Sottovoce that the coordinator names.",
         )
     return _plain_status(status, body, address)
+
+
+def not_registered(address: str) -> DeploymentError:
+    """Returns the trouble of a site that the coordinator does not know, or not any more."""
+    return trouble(
+        "not_registered",
+        f"Expected the coordinator at {address} to know this site's node key; it does not: the site is not "
+        "registered or was revoked. Ask the coordinator, or enrol again with `sottovoce client init`.",
+    )
 
 
 def clock_trouble(clock_off: float) -> DeploymentError:
@@ -113,7 +124,7 @@ def _plain_status(status: int, body: str, address: str) -> DeploymentError:
         )
     return trouble(
         "server",
-        f"Expected the coordinator at {address} to take the request; it failed there ({status}). Its log says why.",
+        f"Expected the coordinator at {address} to take the request; it failed there ({status}). Tell the coordinator: its log says why.",
     )
 
 

@@ -13,6 +13,7 @@ Guarantees:
 Agent and worker are one program on one machine: pickles go between them and nowhere else.
 """
 
+import importlib
 import multiprocessing
 import os
 import resource
@@ -38,6 +39,8 @@ ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
 }
+# What an app imports with its first message that gets so far. Here it is waiting for one: seconds, and only once.
+LATER = {"sottovoce.client.hospital:app": "sottovoce.client.app"}
 READY_SECONDS = 120.0
 GLANCE_SECONDS = 0.05  # how soon a stop is seen while the worker is at work
 CLOSE_SECONDS = 1.0
@@ -161,9 +164,11 @@ def _serve(connection: Connection, app_reference: str) -> None:
         connection.send(f"{type(error).__name__}: {str(error)[:300]}")
         return
     adopt_task_identity()
+    connection.send("ready")
+    if app_reference in LATER:
+        importlib.import_module(LATER[app_reference])
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
-    connection.send("ready")
     while True:
         message, context = connection.recv()
         reply = answer(app, message, context)

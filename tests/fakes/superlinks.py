@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -108,6 +109,13 @@ class Superlink:
     link: SuperLink
     nodes: dict[str, int] = field(default_factory=dict)
     hospitals: dict[str, Hospital] = field(default_factory=dict)
+    _echo: Run | None = None
+
+    def echo(self) -> Run:
+        """Returns a run of the echoing app that tests share, while this SuperLink is up."""
+        if self._echo is None:
+            self._echo = self.run()
+        return self._echo
 
     @property
     def control(self) -> Control:
@@ -152,7 +160,7 @@ class Superlink:
         """Submits a run that a test conducts. `files` replace the bundle's."""
         folder = self.folder / f"run-{time.monotonic_ns()}"
         folder.mkdir()
-        fab, _ = build_fab_from_files(dict(files or {"pyproject.toml": PYPROJECT.format(app=app).encode()}))
+        fab = fab_of(files or {"pyproject.toml": PYPROJECT.format(app=app).encode()})
         return Run(folder=folder, number=self.submit(fab, folder))
 
     def submit(self, fab: bytes, folder: Path) -> int:
@@ -169,6 +177,8 @@ class Superlink:
 
     def kill(self) -> None:
         """`kill -9`, of the whole group."""
+        self._echo = None
+        self.control.close()
         with suppress(ProcessLookupError):
             os.killpg(self.link.process_id, 9)
         self.link.stop()
@@ -180,15 +190,23 @@ def started(folder: Path) -> Iterator[Superlink]:
     place = fronts.place(folder, max_message_bytes=50_000_000)
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = PYTHONPATH  # a run's process imports `tests.fakes`
-    link = SuperLink(place.home)
+    made = Superlink(folder=folder, place=place, link=SuperLink(place.home))
     try:
-        yield Superlink(folder=folder, place=place, link=link.start())
+        made.link.start()
+        yield made
     finally:
-        link.stop()
+        made.kill()  # SIGTERM would have it wait for its children
         if before is None:
             del os.environ["PYTHONPATH"]
         else:
             os.environ["PYTHONPATH"] = before
+
+
+def fab_of(files: Mapping[str, bytes]) -> bytes:
+    """Returns the bundle that Flower builds of files."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Flower's own use of its libraries
+        return build_fab_from_files(dict(files))[0]
 
 
 # --- agents -------------------------------------------------------------------------------------------------
