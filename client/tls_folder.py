@@ -103,10 +103,10 @@ class TlsFolder:
         """Puts a pair in force, durably."""
         before = self._current_folder()
         write_whole(pending.folder / CERTIFICATE, certificate.encode())
-        self._link(CURRENT, pending.folder.name)
-        for name in (KEY, CERTIFICATE):
+        for name in (KEY, CERTIFICATE):  # they lead nowhere yet, the first time
             if not (self._folder / name).is_symlink():
                 self._link(name, f"{CURRENT}/{name}")
+        self._link(CURRENT, pending.folder.name)
         for folder in self._pairs():
             if folder not in (pending.folder, before):
                 shutil.rmtree(folder)
