@@ -53,12 +53,15 @@ def features_key(hospital: Hospital) -> bytes | None:
                 "Start with the unit of deploy/systemd, or with `systemd-run -p LoadCredentialEncrypted=…`."
             )
         path = Path(folder) / named.removeprefix(CREDENTIAL)
+    key = read_secret(path)
     try:
-        key = bytes.fromhex(read_secret(path).decode("ascii").strip())
+        key = key if len(key) == KEY_BYTES else bytes.fromhex(key.decode("ascii").strip())
     except ValueError:
         key = b""
     if len(key) != KEY_BYTES:
-        raise KeyFileError(f"{path.name}: expected 64 hexadecimal digits; this file has others.")
+        raise KeyFileError(
+            f"{path.name}: expected a key of 32 bytes, as they are or as 64 hexadecimal digits; came another file."
+        )
     return key
 
 

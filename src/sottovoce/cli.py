@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from sottovoce.client.commands import approve, key_app, ledger_app, policy_app, roster
+from sottovoce.client.site_commands import client_app
 from sottovoce.common.errors import SottovoceError
 from sottovoce.server.commands import server_app
 
@@ -35,6 +36,7 @@ app.add_typer(key_app, name="key")
 app.add_typer(policy_app, name="policy")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(server_app, name="server")
+app.add_typer(client_app, name="client")
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="A study file (TOML).")]
 Data = Annotated[

@@ -316,7 +316,7 @@ def test_a_key_comes_from_systemds_credentials(
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
     with pytest.raises(KeyFileError, match="CREDENTIALS_DIRECTORY is not set"):
         prepare_site(hospital, study)
-    (tmp_path / "features").write_text("07" * 32 + "\n")
+    (tmp_path / "features").write_bytes(bytes(range(32)))  # as `head -c 32 /dev/urandom` makes one
     (tmp_path / "features").chmod(0o400)
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     try:
