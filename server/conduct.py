@@ -197,6 +197,13 @@ def _begin(found: DeployedRun) -> RunFacts:
 
 
 def _tell(found: DeployedRun, record: RoundRecord) -> None:
+    with (found.folder / ROUNDS).open("a", encoding="utf-8") as file:
+        file.write(_line(record))
+    found.say(replace(found.state, round=record.round, rounds=record.rounds, updated=now()))
+
+
+def _line(record: RoundRecord) -> str:
+    """Returns a round's line of `rounds.jsonl`."""
     facts = RoundFacts(
         seed=record.seed,
         fold=record.fold,
@@ -210,9 +217,7 @@ def _tell(found: DeployedRun, record: RoundRecord) -> None:
         seconds=record.seconds,
         confusion=record.confusion,
     )
-    with (found.folder / ROUNDS).open("a", encoding="utf-8") as file:
-        file.write(round_line(facts))
-    found.say(replace(found.state, round=record.round, rounds=record.rounds, updated=now()))
+    return round_line(facts)
 
 
 def _finish(
@@ -235,6 +240,8 @@ def _finish(
         "public_key": home.key.public_hex,
     }
     write_whole(found.folder / MODEL_FACTS, json.dumps(signed, sort_keys=True).encode())
+    # A crash between a checkpoint and its line has left one out, or half of one.
+    write_whole(found.folder / ROUNDS, "".join(map(_line, outcome.rounds)).encode())
     _keep_records(home, found)
     cell = CellFacts(
         seed=found.plan.seed, fold=found.plan.fold, arm="federated", weights_sha256=outcome.digest

@@ -28,6 +28,7 @@ BENCHMARKS = (
     "distributed",
     "audit",
     "secagg",
+    "faults",
 )
 
 

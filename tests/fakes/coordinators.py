@@ -31,10 +31,10 @@ class Consortium:
         )
         self.home: CoordinatorHome
         self.home, _ = found(folder / "coordinator", text)
-        data = write_sites(folder / "sites", self.study.federation.n_sites)
+        self.data = write_sites(folder / "sites", self.study.federation.n_sites)
         self.hospitals: Mapping[str, Hospital]
         self.hospitals, roster = make_hospitals(
-            folder / "hospitals", study_file, data, coordinator_key=self.home.key.public_hex
+            folder / "hospitals", study_file, self.data, coordinator_key=self.home.key.public_hex
         )
         self.registry = Registry.open(self.home.registry)
         for number, (site, hospital) in enumerate(self.hospitals.items(), start=1):
