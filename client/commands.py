@@ -7,11 +7,16 @@ Exit status: 0 done; 1 the answer is no (a ledger that is not valid, figures tha
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from sottovoce.common.errors import KeyFileError, LedgerError, PolicyError
+
+if TYPE_CHECKING:
+    from sottovoce.common.privacy.budget import Denied, Granted
+    from sottovoce.common.secagg.session import Roster
+    from sottovoce.common.study import Study
 
 LONG_LEDGER_BYTES = 5_000_000  # some ten thousand entries
 
@@ -393,27 +398,51 @@ def approve(
     as_json: AsJson = False,
 ) -> None:
     """Let a study spend from a domain's budget, as a named person. Exit 1 where it is denied."""
-    from sottovoce.client.site_ledger import SiteLedger
-    from sottovoce.common.config import as_plain
-    from sottovoce.common.keys import SigningKey
-    from sottovoce.common.ledger.terminal import draft_lines
-    from sottovoce.common.privacy.budget import Granted
     from sottovoce.common.secagg.roster_file import read_roster
     from sottovoce.common.study import load
 
-    loaded, signing = load(study), SigningKey.load(key)
     pinned = None if roster is None else read_roster(roster)
+    answer = ask_and_sign(
+        ledger, load(study), pinned, domain=domain, person=person, key=key, yes=yes, quiet=as_json
+    )
+    tell_answer(answer, as_json)
+
+
+def ask_and_sign(
+    ledger: Path,
+    study: "Study",
+    roster: "Roster | None",
+    *,
+    domain: str,
+    person: str,
+    key: Path,
+    yes: bool,
+    quiet: bool,
+) -> "Granted | Denied":
+    """Shows what a person is asked to sign, asks, and has the ledger decide. Leaves with 1 where the person says no."""
+    from sottovoce.client.site_ledger import SiteLedger
+    from sottovoce.common.keys import SigningKey
+    from sottovoce.common.ledger.terminal import draft_lines
+
+    signing = SigningKey.load(key)
     with SiteLedger.open(ledger) as site:
-        request = site.request(loaded, domain, pinned)
+        request = site.request(study, domain, roster)
         draft = site.budget.draft(request, person=person, public_key=signing.public_hex)
-        if not as_json:
-            _print(draft_lines(draft, study=loaded.name, cap=site.budget.state.domains[domain].cap))
-            if loaded.sums_are_secure and pinned is not None:
-                typer.echo(f"Secure sums among {', '.join(member.site for member in pinned.members)}.")
+        if not quiet:
+            _print(draft_lines(draft, study=study.name, cap=site.budget.state.domains[domain].cap))
+            if study.sums_are_secure and roster is not None:
+                typer.echo(f"Secure sums among {', '.join(member.site for member in roster.members)}.")
         if not yes and not typer.confirm(f"Sign as {person}?", err=True):
             typer.echo("Nothing was signed, nothing was spent.")
             raise typer.Exit(1)
-        answer = site.approve(loaded, domain=domain, person=person, key=signing, roster=pinned)
+        return site.approve(study, domain=domain, person=person, key=signing, roster=roster)
+
+
+def tell_answer(answer: "Granted | Denied", as_json: bool) -> NoReturn:
+    """Prints what the ledger decided, and leaves with 0 or 1."""
+    from sottovoce.common.config import as_plain
+    from sottovoce.common.privacy.budget import Granted
+
     if isinstance(answer, Granted):
         plain = {"granted": True, "grant": answer.grant, "approval": as_plain(answer.approval)}
         words = f"GRANTED: entry {answer.grant}. The whole study is reserved; the site may train it once."
