@@ -161,12 +161,14 @@ class Journal:
         self._path.unlink(missing_ok=True)
 
     def left_over(self) -> Mapping[str, Any] | None:
-        """Returns what a crash left behind."""
+        """Returns what a crash left behind: fields of a message, or none of them where the file is damaged."""
         try:
             found = json.loads(self._path.read_bytes()[:MAX_FILE_BYTES])
-        except (OSError, ValueError, RecursionError):
+        except FileNotFoundError:
             return None
-        return found if isinstance(found, dict) else None
+        except (OSError, ValueError, RecursionError):
+            found = None
+        return found if isinstance(found, dict) else {}
 
 
 class Status:

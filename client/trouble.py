@@ -124,7 +124,8 @@ def _plain_status(status: int, body: str, address: str) -> DeploymentError:
         )
     return trouble(
         "server",
-        f"Expected the coordinator at {address} to take the request; it failed there ({status}). Tell the coordinator: its log says why.",
+        f"Expected the coordinator at {address} to take the request; it failed there ({status}). Tell the coordinator: "
+        "its log says why.",
     )
 
 

@@ -247,12 +247,13 @@ def agent_process(hospital: Hospital, *, app: str = ECHO) -> subprocess.Popen[by
         hospital.folder / "start_agent.py"
     )  # a worker imports its parent's main module: it must be a file
     script.write_text(code)
-    return subprocess.Popen(
-        [sys.executable, str(script), str(hospital.folder), app],
-        env=environment(PYTHONPATH=PYTHONPATH),
-        stdout=(hospital.folder / "agent.out").open("ab"),
-        stderr=subprocess.STDOUT,
-    )
+    with (hospital.folder / "agent.out").open("ab") as out:
+        return subprocess.Popen(
+            [sys.executable, str(script), str(hospital.folder), app],
+            env=environment(PYTHONPATH=PYTHONPATH),
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
 
 
 @contextmanager
