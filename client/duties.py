@@ -10,6 +10,7 @@ Guarantees:
 from sottovoce.client.chores import Chore
 from sottovoce.client.consortium import ConsortiumClient
 from sottovoce.client.home import Hospital
+from sottovoce.common.errors import LedgerError
 from sottovoce.common.ledger.entries import Approval
 from sottovoce.common.ledger.reading import newest_checkpoint, read_ledger, readable_entries
 
@@ -57,8 +58,14 @@ class _Duties:
             self._handed_in = newest
 
     def witness(self) -> None:
-        """Looks at the other sites' ledgers."""
-        self._client.witness()
+        """Looks at the other sites' ledgers. Raises: LedgerError for one that was refused, so that it is reported."""
+        if forks := self._client.witness().forks:
+            raise LedgerError(
+                " ".join(
+                    f"REFUSED the ledger of {one.site!r}: {one.reason} Evidence: {one.evidence}."
+                    for one in forks
+                )
+            )
 
 
 def _approved(hospital: Hospital) -> frozenset[str]:

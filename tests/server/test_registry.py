@@ -237,8 +237,8 @@ def test_events_are_never_changed_or_removed_and_every_change_left_one(
 def test_the_file_is_for_its_owner_and_synchronised(registry: Registry, tmp_path: Path) -> None:
     for path in tmp_path.glob("registry.sqlite*"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path.name
-    pragma = registry._file.all("PRAGMA synchronous")[0]["synchronous"]
-    assert (pragma, registry._file.all("PRAGMA journal_mode")[0]["journal_mode"]) == (2, "wal")
+    pragma = registry.file.all("PRAGMA synchronous")[0]["synchronous"]
+    assert (pragma, registry.file.all("PRAGMA journal_mode")[0]["journal_mode"]) == (2, "wal")
 
 
 def test_what_is_no_registry_is_refused_in_words(tmp_path: Path) -> None:
@@ -305,10 +305,10 @@ def test_nothing_that_was_acknowledged_is_lost_by_kill_nine_of_two_writers(tmp_p
 def test_a_full_disk_changes_nothing_and_is_said_in_words(registry: Registry) -> None:
     enrol(registry, "hospital-a")
     before = registry.events()
-    pages = registry._file.all("PRAGMA page_count")[0]["page_count"]
-    registry._file.all(f"PRAGMA max_page_count = {pages}")  # SQLite then answers as on a disk without room
+    pages = registry.file.all("PRAGMA page_count")[0]["page_count"]
+    registry.file.all(f"PRAGMA max_page_count = {pages}")  # SQLite then answers as on a disk without room
     with pytest.raises(DeploymentError, match="disk has room"):
         registry.offer("text" * 10_000, "d" * 64, ["hospital-a"], b"", b"", offered_at=7)
     assert (registry.offers(), registry.events()) == ((), before)
-    registry._file.all("PRAGMA max_page_count = 1000000")
+    registry.file.all("PRAGMA max_page_count = 1000000")
     registry.offer("text" * 10_000, "d" * 64, ["hospital-a"], b"", b"", offered_at=7)
