@@ -1,8 +1,9 @@
 """Runs under faults: `python -m sottovoce.simulations.bench faults`, from a checkout.
 
-`schedules` plays seeded schedules of kills, full disks and a network that loses, doubles, delays, reorders, alters,
-swaps and replays, over the production coordinator and hospitals in one process. What must hold after each is in
-`tests/fakes/fault_claims.py`. Seeds begin at 0: 50 schedules are the first quarter of 200.
+`envelopes` sends altered and replayed ones to both ends of sealed messages. `schedules` plays seeded schedules of
+kills, full disks and a network that loses, doubles, delays, reorders, alters, swaps and replays, over the production
+coordinator and hospitals in one process. What must hold after each is in `tests/fakes/fault_claims.py`. Seeds begin
+at 0: 50 schedules are the first quarter of 200.
 The fakes are not in the wheel, so this runs in a checkout.
 """
 
@@ -17,13 +18,32 @@ from sottovoce.simulations.bench.ledger import _fake
 from sottovoce.simulations.bench.timing import Parts, Row, parts_run, processes, report
 
 N_SCHEDULES = 200
+N_ENVELOPES = 10_000
 CHUNK = 5
 
 
 def measure(**sizes: int) -> dict[str, Any]:
     """Runs all parts, or those of another size."""
-    parts: Parts = {"schedules": (N_SCHEDULES, _schedules)}
+    parts: Parts = {"envelopes": (N_ENVELOPES, _envelopes), "schedules": (N_SCHEDULES, _schedules)}
     return report(parts_run(parts, **sizes))
+
+
+def _envelopes(n: int) -> list[Row]:
+    attacks, sites = _fake("envelope_attacks"), _fake("sites")
+    logging.disable(logging.CRITICAL)
+    with tempfile.TemporaryDirectory(prefix="sottovoce-faults-") as folder:
+        study = sites.write_study(Path(folder) / "study.toml", n_sites=1, rounds=1)
+        told = attacks.attack(Path(folder) / "here", study, n=n, seed=0)
+    logging.disable(logging.NOTSET)
+    row = Row(
+        what=f"of {n:,} altered and replayed envelopes, sent to a hospital and to the coordinator: acted upon",
+        value=float(told.n_executed),
+        unit="",
+        bar="0, each refused and logged",
+        met=told.n_executed == 0 and told.n_refused == told.n_logged == n,
+        note=f"{told.n_refused:,} refused, {told.n_logged:,} lines in the two logs",
+    )
+    return [row]
 
 
 def _schedules(n: int) -> list[Row]:
