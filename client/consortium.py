@@ -33,6 +33,7 @@ from sottovoce.client.witnessing import Fork, Memory, Seen, Shown, known_identit
 from sottovoce.common.config import canonical
 from sottovoce.common.consortium import consortium_pb2 as schema
 from sottovoce.common.consortium.channel import PATIENCE_SECONDS, BrokenStream, Connection
+from sottovoce.common.consortium.cosigned_files import Cosigned, Witness, write_cosigned
 from sottovoce.common.consortium.schema import as_plain
 from sottovoce.common.consortium.statements import (
     ApprovalStatement,
@@ -52,6 +53,7 @@ from sottovoce.common.study import Study
 
 OFFER_FILE, WITNESS_LOCK = "offer.json", "witness.lock"
 STREAM_SECONDS, MAX_BREAKS = 300.0, 20
+MAX_LOOKS = 100  # the rest comes at the next time
 
 _log = logging.getLogger("sottovoce.client.consortium")
 
@@ -230,9 +232,10 @@ class ConsortiumClient:
         known = known_identities(hospital.ledger / SECURE / ROSTERS)
         try:
             with lock_file(hospital.run / WITNESS_LOCK):
-                memory, more = Memory(hospital.run, known=known), True
-                while more:
-                    more = self._look(memory, cosigned, forks)
+                memory = Memory(hospital.run, known=known)
+                for _ in range(MAX_LOOKS):
+                    if not self._look(memory, cosigned, forks):
+                        break
         except BlockingIOError:
             raise DeploymentError(f"{hospital.folder}: another process witnesses here now. Wait.") from None
         for fork in forks.values():
@@ -247,6 +250,8 @@ class ConsortiumClient:
         ]
         answer, more = self._call("FetchCheckpoints", schema.FetchCheckpointsRequest(kept=kept)), False
         for line in answer.lines:
+            if line.site == self._place.site:  # nobody is a witness of its own ledger
+                continue
             judged = memory.judge(_shown(line))
             if isinstance(judged, Fork):
                 forks[judged.site] = judged
@@ -314,6 +319,29 @@ class ConsortiumClient:
     def cosignatures(self) -> list[dict[str, Any]]:
         """Returns who witnessed which checkpoint: of this site's ledger; a person sees all."""
         return list(as_plain(self._call("FetchCosignatures", schema.FetchCosignaturesRequest()))["cosigned"])
+
+    def export_cosigned(self, folder: Path) -> tuple[Path, ...]:
+        """Writes the cosigned checkpoints as files for `sottovoce ledger verify --seen`; see `cosigned_files`."""
+        found = self._call("FetchCosignatures", schema.FetchCosignaturesRequest()).cosigned
+        return write_cosigned(
+            folder,
+            [
+                Cosigned(
+                    site=one.site,
+                    note=one.note,
+                    witnesses=[
+                        Witness(
+                            name=each.name,
+                            identity=each.identity,
+                            witnessed_at=each.witnessed_at,
+                            signature=each.signature,
+                        )
+                        for each in one.witnesses
+                    ],
+                )
+                for one in found
+            ],
+        )
 
     # --- the connection -------------------------------------------------------------------------------
 

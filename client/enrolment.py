@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-from sottovoce.client.home import Coordinator
+from sottovoce.client.home import COORDINATOR_FILE, Coordinator
 from sottovoce.client.tls_folder import Pending, TlsFolder
 from sottovoce.common.consortium import consortium_pb2 as schema
 from sottovoce.common.consortium.channel import Connection
@@ -108,10 +108,9 @@ def _check(place: Place, invitation: Invitation, persons: bool) -> None:
         raise DeploymentError(
             f"Expected an invitation for {'a person' if persons else 'a site'}; this one is for role {invitation.role}."
         )
-    try:
-        pinned = place.coordinator.public_key
-    except DeploymentError:
+    if not (place.folder / COORDINATOR_FILE).exists():
         return
+    pinned = place.coordinator.public_key  # a damaged file is an error: whom it named must not be forgotten
     if pinned != invitation.public_key:
         raise DeploymentError(
             f"{place.folder}: this folder is enrolled with another coordinator ({pinned[:16]}…); nothing was changed. "

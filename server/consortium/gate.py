@@ -16,6 +16,7 @@ Guarantees:
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -31,7 +32,9 @@ from sottovoce.common.errors import CertificateError, SottovoceError
 from sottovoce.common.pki import Peer, Role, peer_of
 from sottovoce.server.registry import Registry
 
-CALLS_AT_ONCE, BURST, PER_SECOND = 4, 200.0, 50.0  # of one peer
+CALLS_AT_ONCE = 4  # of one peer, as all of these
+CALLS, CALLS_PER_SECOND = 200.0, 50.0  # so many at once, and so many more each second
+WRITES, WRITES_PER_SECOND = 100.0, 0.5  # calls that leave a row: what one peer can fill of the disk in a day
 EVENTS_PER_MINUTE = 30
 SEEN_SECONDS = 30.0
 STREAM_SECONDS = 600.0
@@ -82,14 +85,33 @@ class Rule:
     roles: frozenset[Role]
     answer: Answer
     max_bytes: int = 4_096
+    writes: bool = False
+
+
+@dataclass
+class _Bucket:
+    """Tokens that refill."""
+
+    most: float
+    per_second: float
+    tokens: float = 0.0
+    since: float = -math.inf
+
+    def has(self, now: float) -> bool:
+        self.tokens = min(self.most, self.tokens + (now - self.since) * self.per_second)
+        self.since = now
+        return self.tokens >= 1
+
+    def take(self) -> None:
+        self.tokens -= 1
 
 
 @dataclass
 class _Allowance:
-    """What one peer may do: tokens that refill, and calls that are open."""
+    """What one peer may do: calls, those that write, and how many are open."""
 
-    tokens: float = BURST
-    since: float = 0.0
+    calls: _Bucket = field(default_factory=lambda: _Bucket(CALLS, CALLS_PER_SECOND))
+    writes: _Bucket = field(default_factory=lambda: _Bucket(WRITES, WRITES_PER_SECOND))
     n_open: int = 0
     seen: float = -SEEN_SECONDS
     events: list[float] = field(default_factory=list)
@@ -138,7 +160,7 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no types
                     grpc.StatusCode.PERMISSION_DENIED,
                     f"A certificate of role {visitor.role} may not do this.",
                 )
-            with self._counted(visitor):  # 5
+            with self._counted(visitor, rule):  # 5
                 if len(data) > rule.max_bytes:
                     raise expected(f"a request of at most {rule.max_bytes} bytes", f"{len(data)} bytes", "")
                 request = decoded(method.request, data)  # 6
@@ -169,21 +191,21 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no types
             )
 
     @contextmanager
-    def _counted(self, visitor: Visitor) -> Iterator[None]:
-        allowance, note = self._allowance(visitor.name), False
+    def _counted(self, visitor: Visitor, rule: Rule) -> Iterator[None]:
+        allowance, now = self._allowance(visitor.name), time.monotonic()
+        buckets = [allowance.calls, allowance.writes] if rule.writes else [allowance.calls]
         with self._lock:
-            now = time.monotonic()
-            allowance.tokens = min(BURST, allowance.tokens + (now - allowance.since) * PER_SECOND)
-            allowance.since = now
-            if allowance.tokens < 1 or allowance.n_open >= CALLS_AT_ONCE:
+            if not all(bucket.has(now) for bucket in buckets) or allowance.n_open >= CALLS_AT_ONCE:
                 raise Refused(
                     grpc.StatusCode.RESOURCE_EXHAUSTED,
-                    f"Expected at most {PER_SECOND:g} calls a second, {CALLS_AT_ONCE} at once. Wait, then call again.",
+                    f"Expected at most {CALLS_PER_SECOND:g} calls a second, {CALLS_AT_ONCE} at once, and "
+                    f"{WRITES_PER_SECOND:g} a second that change something. Wait, then call again.",
                 )
-            allowance.tokens -= 1
+            for bucket in buckets:
+                bucket.take()
             allowance.n_open += 1
-            if visitor.role != "invitation" and now - allowance.seen >= SEEN_SECONDS:
-                allowance.seen, note = now, True
+            note = visitor.role != "invitation" and now - allowance.seen >= SEEN_SECONDS
+            allowance.seen = now if note else allowance.seen
         try:
             if note:
                 self._registry.seen(visitor.name)
@@ -194,7 +216,7 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no types
 
     def _allowance(self, name: str) -> _Allowance:
         with self._lock:
-            return self._allowances.setdefault(name, _Allowance(since=time.monotonic()))
+            return self._allowances.setdefault(name, _Allowance())
 
     def _refuse(self, context: Any, who: str, call: str, refusal: Refused) -> None:
         _log.warning("refused %s of %s: %s", call, who, refusal.code.name)

@@ -32,7 +32,7 @@ from sottovoce.server.home import CoordinatorHome
 from sottovoce.server.registry import Registry
 
 MAX_REQUEST_BYTES = 1_000_000  # above it grpc itself refuses; each call's own limit is lower
-CALLS_AT_ONCE, THREADS = 64, 16
+CALLS_AT_ONCE = 128  # a thread each: a stream that is read slowly holds one, and a peer has at most four
 STOP_SECONDS = 2.0
 KEY_FILE = "consortium.key"
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
@@ -49,16 +49,16 @@ def rules(home: CoordinatorHome, registry: Registry, authority: Authority) -> Ma
     members = Members(registry, authority, hours=home.settings.certificate_hours, own_key=home.key.public_hex)
     studies, witnessing = Studies(registry, home), Witnessing(registry)
     return {
-        "Enrol": Rule(roles=INVITED, answer=members.enrol, max_bytes=40_000),
-        "Renew": Rule(roles=SITES | PERSONS, answer=members.renew, max_bytes=20_000),
+        "Enrol": Rule(roles=INVITED, answer=members.enrol, max_bytes=40_000, writes=True),
+        "Renew": Rule(roles=SITES | PERSONS, answer=members.renew, max_bytes=20_000, writes=True),
         "ListOffers": Rule(roles=SITES | PERSONS, answer=studies.list_offers),
         "FetchOffer": Rule(roles=SITES | PERSONS, answer=studies.fetch_offer),
-        "SendApproval": Rule(roles=SITES, answer=studies.send_approval),
-        "SendCheckpoint": Rule(roles=SITES, answer=witnessing.send_checkpoint, max_bytes=8_000),
+        "SendApproval": Rule(roles=SITES, answer=studies.send_approval, writes=True),
+        "SendCheckpoint": Rule(roles=SITES, answer=witnessing.send_checkpoint, max_bytes=8_000, writes=True),
         "FetchCheckpoints": Rule(
             roles=SITES | {"auditor"}, answer=witnessing.fetch_checkpoints, max_bytes=100_000
         ),
-        "SendCosignature": Rule(roles=SITES, answer=witnessing.send_cosignature),
+        "SendCosignature": Rule(roles=SITES, answer=witnessing.send_cosignature, writes=True),
         "FetchCosignatures": Rule(roles=SITES | PERSONS, answer=witnessing.fetch_cosignatures),
         "ListModels": Rule(roles=SITES | PERSONS, answer=studies.list_models),
         "FetchModel": Rule(roles=SITES | PERSONS, answer=studies.fetch_model),
@@ -89,7 +89,7 @@ def serve(
     """
     identity = _ServerIdentity(home, authority)
     server = grpc.server(
-        ThreadPoolExecutor(THREADS, thread_name_prefix="consortium"),
+        ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix="consortium"),
         handlers=[Gate(rules(home, registry, authority), registry)],
         maximum_concurrent_rpcs=CALLS_AT_ONCE,
         options=[

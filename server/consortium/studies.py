@@ -15,7 +15,7 @@ import grpc
 from sottovoce.common import study as studies
 from sottovoce.common.consortium import consortium_pb2 as schema
 from sottovoce.common.consortium.statements import ApprovalStatement, holds
-from sottovoce.common.errors import SottovoceError
+from sottovoce.common.errors import SottovoceError, StudyError
 from sottovoce.common.run_files import read_run
 from sottovoce.server.consortium import fields
 from sottovoce.server.consortium.gate import Refused, Visitor, expected
@@ -114,7 +114,7 @@ class Studies:
         said = {each.site: each.decision for each in self._registry.approvals(one.study)}
         return schema.OfferLine(
             study=one.study,
-            name=studies.loads(one.text).name,
+            name=_name(one),
             offered_at=one.offered_at,
             sites=one.sites,
             decision=said.get(visitor.name, ""),
@@ -163,6 +163,13 @@ class Studies:
         said = self._registry.approvals(study)
         by = {decision: [one.site for one in said if one.decision == decision] for decision in DECISIONS}
         return schema.Decisions(study=study, approved=by["approved"], denied=by["denied"])
+
+
+def _name(offered: Offered) -> str:
+    try:
+        return studies.loads(offered.text).name
+    except StudyError:  # offered by an older version: the others are listed all the same
+        return offered.study[:16]
 
 
 def _scope(visitor: Visitor) -> str | None:

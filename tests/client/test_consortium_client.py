@@ -13,8 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from sottovoce.client.commands import ledger_app
 from sottovoce.client.consortium import ConsortiumClient, due_at
+from sottovoce.client.duties import duties_of
 from sottovoce.client.home import Hospital
 from sottovoce.client.site_ledger import SiteLedger
 from sottovoce.client.tls_folder import TlsFolder
@@ -363,6 +366,9 @@ def test_a_fork_and_a_rollback_are_refused_and_the_evidence_is_kept(own: Consort
         chain(own, site, key, forked, range(4, 8))  # a fork: 7 entries, the fourth is another
         (fork,) = other.witness().forks
         assert other.witness().forks == (fork,)  # the same evidence, once
+        chores = {chore.name: chore for chore in duties_of(witness, other)}
+        with pytest.raises(LedgerError, match="REFUSED the ledger of 'hospital-a'"):
+            chores["witness other ledgers"].work()  # and the agent reports it
     assert [path.name for path in sorted((witness.run / "forks").iterdir())] == sorted(
         [rolled_back.evidence.name, fork.evidence.name]
     )
@@ -451,16 +457,47 @@ def test_cosigned_checkpoints_are_written_out_for_an_auditor(own: Consortium, tm
     for hospital in hospitals[1:]:
         with ConsortiumClient(hospital) as client:
             client.witness()
+    own.offer(SITES)
     written = export_witnessed(own.registry, tmp_path / "out")
     assert sorted(path.name for path in written) == [f"{site}-1.cosigned.txt" for site in SITES]
     note, found = read_cosigned((tmp_path / "out" / "hospital-a-1.cosigned.txt").read_text())
     assert note == (tmp_path / "out" / "hospital-a-1.txt").read_text()
     assert [one.witness for one in found] == SITES[1:]
+    with ConsortiumClient(own.person("ann", "auditor")) as client:  # the same, from afar
+        client.export_cosigned(tmp_path / "afar")
+    assert files(tmp_path / "afar") == files(tmp_path / "out")
+    judge_with_witnesses(own, hospitals[0], tmp_path)
     with sqlite3.connect(own.home.registry) as database:
         database.execute("UPDATE cosignatures SET witnessed_at = witnessed_at + 1")
     database.close()
     with pytest.raises(DeploymentError, match="Expected a cosignature"):
         export_witnessed(own.registry, tmp_path / "other")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def judge_with_witnesses(own: Consortium, hospital: Hospital, folder: Path) -> None:
+    """What `ledger verify` says of a cosigned checkpoint, with the roster and without."""
+    roster = folder / "roster.json"
+    roster.write_bytes(own.registry.offers()[0].roster)
+    seen = folder / "out" / f"{hospital.site}-1.cosigned.txt"
+    arguments = ["verify", str(hospital.ledger), "--seen", str(seen)]
+    runner = CliRunner()
+    said = runner.invoke(ledger_app, [*arguments, "--roster", str(roster)])
+    assert said.exit_code == 0
+    assert "cosigned by 2 of the 2 other sites of the roster: hospital-b, hospital-c" in _one_line(
+        said.output
+    )
+    said = runner.invoke(ledger_app, arguments)
+    assert "2 witnesses; who they are, only --roster can tell" in _one_line(said.output)
+    plain = json.loads(runner.invoke(ledger_app, [*arguments, "--roster", str(roster), "--json"]).output)
+    assert plain["witnessed"][str(seen)] == {"lines": 2, "of": 2, "by": ["hospital-b", "hospital-c"]}
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 # --- models -----------------------------------------------------------------------------------------------

@@ -264,6 +264,14 @@ def test_one_peer_calls_only_so_often_and_the_others_go_on(own: Consortium) -> N
     assert 0 < len(own.refusals()) <= gate.EVENTS_PER_MINUTE
 
 
+def test_one_peer_fills_only_so_much_of_the_disk(own: Consortium) -> None:
+    with own.connect(own.join("hospital-a")) as connection:
+        said = [_answer(connection, "SendCosignature", schema.Cosignature()) for _ in range(105)]
+        assert "another site" in said[0]
+        assert "that change something" in said[-1]
+        connection.call("ListOffers", schema.ListOffersRequest())
+
+
 def test_one_peer_has_only_so_many_calls_open(own: Consortium) -> None:
     model = own.root / "model"
     model.write_bytes(bytes(20_000_000))  # more than fits into buffers on the way
