@@ -13,22 +13,23 @@ Guarantees:
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from sottovoce.client.planning import room_of
 from sottovoce.client.preview_words import learned_of, not_covered_of, paragraph_of
 from sottovoce.client.site_ledger import charges_of, request_of
 from sottovoce.client.traffic import MessageKind, messages_of, n_counts_of
 from sottovoce.common.config import as_plain
+from sottovoce.common.errors import LedgerError
 from sottovoce.common.ledger.entries import AnyCharge, Approval
 from sottovoce.common.ledger.rule import decide
 from sottovoce.common.ledger.show import charge_in_words
+from sottovoce.common.ledger.state import State
 from sottovoce.common.ledger.terms import Policy, refusals
 from sottovoce.common.model_size import n_parameters_of
 from sottovoce.common.model_specs import kinds_of
 from sottovoce.common.privacy.budget import PldAccountant
 from sottovoce.common.privacy.of_study import stamp
+from sottovoce.common.privacy.planning import misfits, room_in
 from sottovoce.common.privacy_specs import NoPrivacy, Private
 from sottovoce.common.provenance import code_sha256, versions
 from sottovoce.common.secagg.session import Roster
@@ -69,7 +70,7 @@ class Standing:
     delta: float
     promised_before: float
     promised_after: float
-    allowed: bool
+    problems: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,19 +120,19 @@ def preview(
     site: str,
     policy: Policy | None = None,
     roster: Roster | None = None,
-    ledger: Path | None = None,
+    state: State | None = None,
     domain: str | None = None,
 ) -> Preview:
-    """Says what a study would bring to a site and take from it. With a `ledger` also what becomes of its budget.
+    """Says what a study would bring to a site and take from it; with a ledger's `state` also from which budget.
 
     Raises:
         PrivacyError: the study has no finite epsilon: it promises nothing.
-        LedgerError: the ledger cannot be read, or has no such domain.
+        LedgerError: the ledger has no such domain.
     """
     charges = charges_of(study)
     points = tuple(_curve(study, charges))
     at_end = points[-1].epsilon if points else None
-    standing = None if ledger is None else _standing(study, charges, ledger, domain)
+    standing = None if state is None or domain is None else _standing(study, charges, state, domain)
     return Preview(
         study=study.name,
         digest=study.digest(),
@@ -239,22 +240,33 @@ def _drawn(
     return tuple(replace(charge, steps=steps[charge.what]) for charge in charges if steps[charge.what])  # type: ignore[index]
 
 
-def _standing(
-    study: Study, charges: Sequence[AnyCharge], ledger: Path, domain: str | None
-) -> Standing | None:
-    if isinstance(study.privacy, NoPrivacy):
+def _standing(study: Study, charges: Sequence[AnyCharge], state: State, domain: str) -> Standing | None:
+    spec = study.privacy
+    if isinstance(spec, NoPrivacy):
         return None
-    room = room_of(ledger, domain, None)
+    if domain not in state.domains:
+        raise LedgerError(f"--domain: expected one of {', '.join(state.domains) or 'none'}; came {domain!r}.")
+    room = room_in(state, domain)
     decision = decide(
         room.promised, charges, opened=room.opened, cap=room.cap, first=room.first, accountant=PldAccountant()
     )
+    problems = misfits(spec, room.opened)
+    if not decision.allowed:
+        after = (
+            "no finite figure" if math.isinf(decision.domain_epsilon) else f"{decision.domain_epsilon:.4f}"
+        )
+        problems.append(f"epsilon: {domain!r} would have promised {after} with it; its cap is {room.cap:g}.")
+    if state.domains[domain].closed:
+        problems.append(f"domain: {domain!r} is closed.")
+    if not spec.seeded_noise and state.not_private(domain):
+        problems.append(f"domain: {domain!r} had releases without secret noise; expected one that had none.")
     return Standing(
-        domain=room.opened.domain,
+        domain=domain,
         cap=room.cap,
         delta=room.opened.delta,
         promised_before=room.promised_epsilon,
         promised_after=decision.domain_epsilon,
-        allowed=decision.allowed,
+        problems=tuple(problems),
     )
 
 
@@ -287,7 +299,5 @@ def _refused(
         facts=request.facts,
     )
     yield from (line for line in refusals(policy, asked) if not line.startswith("person:"))
-    if standing and not standing.allowed:
-        figure = standing.promised_after
-        after = f"{figure:.4f}" if math.isfinite(figure) else "no finite figure"
-        yield f"epsilon: the domain {standing.domain!r} would have promised {after}; its cap is {standing.cap:g}."
+    if standing:
+        yield from standing.problems

@@ -76,14 +76,13 @@ def previewed(hospital: Hospital, said: str, domain: str | None) -> "Preview":
     kept = hospital.study_folder(study.digest()) / OFFER_FILE
     roster = open_offer(hospital, study.digest()).roster if kept.exists() else None
     state = state_of(hospital)
-    opened = None if state is None else (domain or _only(state.domains))
     return preview(
         study,
         site=hospital.site,
         policy=None if state is None else state.policy,
         roster=roster,
-        ledger=hospital.ledger if opened else None,
-        domain=opened,
+        state=state,
+        domain=domain or (None if state is None else _only(state.domains)),
     )
 
 

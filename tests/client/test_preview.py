@@ -19,10 +19,13 @@ from sottovoce.client.preview_words import learned_of, not_covered_of, paragraph
 from sottovoce.client.site_ledger import charges_of
 from sottovoce.client.traffic import FROM, MessageKind, messages_of
 from sottovoce.common import models
+from sottovoce.common.errors import LedgerError
+from sottovoce.common.ledger.reading import read_ledger, readable_entries
+from sottovoce.common.ledger.state import fold
 from sottovoce.common.ledger.terms import policy_from
 from sottovoce.common.model_size import n_parameters_of, widths_of
 from sottovoce.common.privacy.budget import PldAccountant
-from sottovoce.common.privacy_specs import DistributedPrivacy
+from sottovoce.common.privacy_specs import DistributedPrivacy, LocalPrivacy
 from sottovoce.common.provenance import code_sha256
 from sottovoce.common.secagg.roster_file import read_roster
 from sottovoce.common.secagg.session import Roster
@@ -282,16 +285,28 @@ def test_a_policy_says_beforehand_what_it_has_against_a_study(tmp_path: Path) ->
         assert [line.split()[0] for line in found] == list(refused)
 
 
-def test_a_ledger_says_what_becomes_of_its_budget(tmp_path: Path) -> None:
+def test_a_ledger_says_what_becomes_of_its_budget_and_why_it_would_say_no(tmp_path: Path) -> None:
     study = plain_study("local, no counts", tmp_path)
     places = site_ledgers.open_all(tmp_path / "ledgers", study, ["site-2"])
-    found = preview(study, site="site-2", policy=policy_from(POLICY), ledger=places["site-2"])
-    assert found.standing is not None
-    assert found.standing.promised_before > 0
-    assert found.standing.promised_after > found.standing.cap  # it was opened for one such study
-    assert not found.standing.allowed
-    assert found.refusals is not None
-    assert found.refusals[-1].startswith("epsilon: the domain 'simulation' would have promised")
+    entries, _ = readable_entries(read_ledger(places["site-2"]).ledger)
+    state = fold(entries)
+
+    def asked(study: Study) -> tuple[str, ...]:
+        found = preview(study, site="site-2", policy=state.policy, state=state, domain="simulation")
+        assert found.standing is not None
+        assert found.standing.promised_after > found.standing.promised_before > 0
+        assert set(found.standing.problems) <= set(found.refusals or ())
+        return found.standing.problems
+
+    (too_much,) = asked(study)  # the domain was opened for one such study
+    assert too_much.startswith("epsilon: 'simulation' would have promised")
+    assert isinstance(study.privacy, LocalPrivacy)
+    secret = replace(study, privacy=replace(study.privacy, seeded_noise=False, n_patients_public=7))
+    other_patients, _, bare = asked(secret)
+    assert other_patients.startswith("privacy.n_patients_public: expected the domain's 8")
+    assert "had releases without secret noise" in bare
+    with pytest.raises(LedgerError, match="expected one of simulation"):
+        preview(study, site="site-2", state=state, domain="another")
 
 
 def test_the_terminal_shows_all_of_it_and_json_is_json(folder: Path) -> None:
