@@ -324,7 +324,15 @@ def test_a_witness_that_was_away_for_long_gets_every_step(own: Consortium) -> No
         assert other.witness().forks == ()
 
 
-def chain(own: Consortium, site: Hospital, key: SigningKey, leaves: list[bytes], sizes: range) -> None:
+def chain(
+    own: Consortium,
+    site: Hospital,
+    key: SigningKey,
+    leaves: list[bytes],
+    sizes: range,
+    *,
+    signer: SigningKey | None = None,
+) -> None:
     """Puts checkpoints of a made-up ledger straight into the registry, as a coordinator could who lies."""
     from sottovoce.common.consortium.statements import CheckpointStatement, signed
     from sottovoce.common.ledger.checkpoint import Checkpoint, sign
@@ -339,7 +347,7 @@ def chain(own: Consortium, site: Hospital, key: SigningKey, leaves: list[bytes],
                 size=size,
                 note=note,
                 ledger_key=key.public_hex,
-                signature=signed(site.identity, said),
+                signature=signed(signer or site.identity, said),
                 proof=tuple(consistency_proof(leaves[:size], size - 1)),
                 sent_at=1,
             )
@@ -383,6 +391,20 @@ def test_a_fork_and_a_rollback_are_refused_and_the_evidence_is_kept(own: Consort
     chain(own, site, key, leaves, range(1, 9))
     with ConsortiumClient(witness) as other:
         assert other.witness().cosigned == {"hospital-a": 8}  # what it saw before is still what counts
+
+
+def test_a_checkpoint_that_its_site_gave_no_word_for_is_refused(own: Consortium) -> None:
+    site, witness = own.join("hospital-a"), own.join("hospital-b")
+    leaves, made_up = [leaf_hash(bytes([n])) for n in range(3)], SigningKey.generate()
+    chain(own, site, made_up, leaves, range(1, 2), signer=own.home.key)  # the coordinator makes one up
+    with ConsortiumClient(witness) as other:
+        (fork,) = other.witness().forks
+        assert "with the word of 'hospital-a'" in fork.reason
+        forget(own, 1)
+        chain(own, site, made_up, leaves, range(1, 2))
+        assert other.witness().cosigned == {"hospital-a": 1}
+        chain(own, site, made_up, leaves, range(2, 3), signer=own.home.key)  # and in a later step
+        assert len(other.witness().forks) == 1
 
 
 def test_a_site_under_another_identity_is_refused_until_an_approved_roster_names_it(own: Consortium) -> None:
