@@ -284,6 +284,22 @@ def models(
         typer.echo("No model was released yet.")
 
 
+@client_app.command()
+def witnessed(
+    home: Home,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write them.")],
+) -> None:
+    """Fetch the newest checkpoint of this hospital's ledger that others witnessed: before a backup is put back."""
+    from sottovoce.client.consortium import ConsortiumClient
+
+    with ConsortiumClient(_open(home)) as client:
+        written = client.export_cosigned(out)
+    for path in written:
+        typer.echo(f"Wrote {path}. Ask: sottovoce ledger verify {home}/ledger --seen {path}")
+    if not written:
+        typer.echo("Nobody has seen a checkpoint of this hospital's ledger.")
+
+
 def _fetched(client: Any, model: Any, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     place: Path = client.fetch_model(model, out / f"{model.sha256[:16]}.safetensors")

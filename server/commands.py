@@ -188,6 +188,20 @@ def revoke(
 
 
 @server_app.command()
+def witnessed(
+    home: Home,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write them.")],
+) -> None:
+    """Write each hospital's newest checkpoint that others witnessed: for auditors, and before a backup is put back."""
+    from sottovoce.server.consortium.witnessed import export_witnessed
+    from sottovoce.server.home import CoordinatorHome
+    from sottovoce.server.registry import Registry
+
+    written = export_witnessed(Registry.open(CoordinatorHome.open(home).registry), out)
+    typer.echo("\n".join(f"Wrote {path}." for path in written) or "No hospital has handed in a checkpoint.")
+
+
+@server_app.command()
 def stop(home: Home, name: RunName = None) -> None:
     """Stop one run for good (--name), or the coordinator: its runs go on at the next start."""
     from dataclasses import replace

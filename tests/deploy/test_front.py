@@ -44,7 +44,8 @@ WAIT_SECONDS = 20.0
 # Counted here, so that a run without nginx says how much it did not show.
 _TESTS = Path(__file__).read_text().count("\n@needs_nginx\n")
 needs_nginx = pytest.mark.skipif(
-    NGINX is None, reason=f"nginx is not here (Debian: nginx-light): {_TESTS} tests of the front are skipped"
+    NGINX is None,
+    reason=f"nginx is not here (Debian: nginx-light): {_TESTS} claims about the front are not shown",
 )
 
 

@@ -64,7 +64,7 @@ def test_every_file_that_a_page_names_is_there(page: Path) -> None:
 def test_every_metric_of_the_runbook_is_served() -> None:
     served = {
         metric.name for part in ("coordinator", "hospital") for metric in Metrics(part)._registry.collect()
-    }  # type: ignore[arg-type]
+    }
     named = set(re.findall(r"`(sottovoce_\w+?)(?:_total)?(?:\{[^}]*\})?`", (DOCS / "runbook.md").read_text()))
     assert named
     assert named <= served
