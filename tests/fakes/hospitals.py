@@ -63,14 +63,19 @@ def offer(hospital: Hospital, study_file: Path, data: Path | None) -> Study:
     return study
 
 
-def approve(hospital: Hospital, study: Study, roster: Roster | None = None) -> None:
-    """Adopts a policy that allows this study and no other, and approves it."""
+def approve(
+    hospital: Hospital, study: Study, roster: Roster | None = None, *, also: Study | None = None
+) -> None:
+    """Adopts a policy that allows this study and no other, or one that was approved `also`; and approves it."""
     key = SigningKey.generate()
     with SiteLedger.open(hospital.ledger) as ledger:
         policy, version = hospital.folder / "policy.toml", 1
         if ledger.budget.state.policy is not None:
             version = ledger.budget.state.policy.version + 1
-        policy.write_text(policy_of(study, hospital.site, key.public_hex, version=version))
+        text = policy_of(study, hospital.site, key.public_hex, version=version)
+        if also is not None:
+            text = text.replace(f'"{study.digest()}"', f'"{study.digest()}", "{also.digest()}"')
+        policy.write_text(text)
         ledger.adopt(policy)
         answer = ledger.approve(study, domain=DOMAIN, person=PERSON, key=key, roster=roster)
     assert isinstance(answer, Granted), answer
