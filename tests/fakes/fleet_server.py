@@ -38,10 +38,11 @@ def answers(grid: Grid, ask: dict[str, Any]) -> Any:
     if ask["kind"] == "nodes":
         return sorted(grid.get_node_ids())
     began = time.monotonic()
-    ids = list(grid.push_messages([message(ask, node) for node in ask["nodes"]]))
+    waiting = set(grid.push_messages([message(ask, node) for node in ask["nodes"]]))
     found: dict[int, Any] = {}
-    while len(found) < len(ids) and time.monotonic() < began + ask["patience"]:
-        for reply in grid.pull_messages(ids):
+    while waiting and time.monotonic() < began + ask["patience"]:
+        for reply in grid.pull_messages(waiting):
+            waiting.discard(reply.metadata.reply_to_message_id)
             found[reply.metadata.src_node_id] = said(reply)
         time.sleep(0.01)
     return {"seconds": time.monotonic() - began, "replies": found}

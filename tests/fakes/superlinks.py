@@ -132,15 +132,16 @@ class Superlink:
     ) -> Hospital:
         """Makes a hospital's folder with all that a connection needs, at this SuperLink."""
         hospital = Hospital.create(self.folder / site, f'format = 1\nsite = "{site}"\n{settings}')
-        pinned = Coordinator(
-            format=1, name="consortium", public_key="0" * 64, fleet=self.address, consortium="127.0.0.1:1"
-        )
-        hospital.pin(pinned)
         self.equip(hospital, registered=registered)
         return hospital
 
     def equip(self, hospital: Hospital, *, registered: bool = True) -> None:
-        """Gives a hospital certificates and a node key, and registers it."""
+        """Gives a hospital certificates, a node key and this SuperLink's address, and registers it."""
+        hospital.pin(
+            Coordinator(
+                format=1, name="consortium", public_key="0" * 64, fleet=self.address, consortium="127.0.0.1:1"
+            )
+        )
         tls, site = hospital.tls, hospital.site
         (tls / CA).write_text(self.place.authority.certificate_pem)
         request = new_request(tls / CERTIFICATE_KEY)
@@ -166,6 +167,10 @@ class Superlink:
     def submit(self, fab: bytes, folder: Path) -> int:
         """Submits bytes as a run's bundle."""
         return self.control.start_run(fab, {"folder": str(folder)})
+
+    def free_port(self) -> int:
+        """Returns a port of the loopback interface that nobody listens on."""
+        return fronts.free_ports(1)[0]
 
     def restart(self, *, pause: float = 0.0) -> None:
         """Kills the SuperLink and starts it anew: it knows of nothing, and nodes are registered again."""
@@ -264,6 +269,30 @@ def agent(hospital: Hospital, *, app: str = ECHO) -> Iterator[subprocess.Popen[b
         yield process
     finally:
         process.kill()
+        process.wait()
+
+
+@contextmanager
+def supernode(hospital: Hospital, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs Flower's own SuperNode for a hospital, without our agent; `port` is its own, for its children."""
+    command = [str(Path(sys.executable).with_name("flower-supernode"))]
+    command += ["--superlink", hospital.coordinator.fleet, "--root-certificates", str(hospital.tls / CA)]
+    command += ["--auth-supernode-private-key", str(hospital.tls / NODE_KEY)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--node-config", f'home="{hospital.folder}"']
+    (hospital.folder / "flower").mkdir()
+    with (hospital.folder / "supernode.out").open("ab") as out:
+        process = subprocess.Popen(
+            command,
+            env=environment(PYTHONPATH=PYTHONPATH, FLWR_HOME=str(hospital.folder / "flower")),
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, 9)
         process.wait()
 
 

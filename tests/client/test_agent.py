@@ -1,0 +1,343 @@
+"""Claims of the agent: what it answers, what it refuses, and that nothing short of its operator ends it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sottovoce.client import agent, agent_files
+from sottovoce.client.agent import run_agent
+from sottovoce.client.agent_files import Journal, Status, read_status, write_stop
+from sottovoce.client.chores import Chore, Chores
+from sottovoce.client.home import Hospital
+from sottovoce.client.worker import Answered, Worker
+from sottovoce.common.errors import DeploymentError
+from sottovoce.common.flower import ConfigRecord, Context, Message, RecordDict, adopt_task_identity
+from sottovoce.common.processes import environment
+from tests.fakes import superlinks
+from tests.fakes.superlinks import ECHO, agent_thread, until
+
+
+def connected(hospital: Hospital) -> bool:
+    return bool(read_status(hospital.run).get("connected"))
+
+
+def counts(hospital: Hospital) -> Mapping[str, float]:
+    return read_status(hospital.run).get("counts", {})
+
+
+@pytest.fixture(scope="module")
+def site(superlink: superlinks.Superlink) -> Iterator[tuple[Hospital, int]]:
+    """A hospital whose agent runs, for tests that leave it as it was."""
+    hospital = superlink.hospital("agent-site")
+    with agent_thread(hospital):
+        until(lambda: connected(hospital))
+        yield hospital, superlink.nodes["agent-site"]
+
+
+# --- messages -----------------------------------------------------------------------------------------------
+
+
+def test_a_message_comes_back_through_the_worker_to_the_bit(
+    superlink: superlinks.Superlink, site: tuple[Hospital, int]
+) -> None:
+    reply = superlink.echo().ask(site[1], n_bytes=1000, floats=2_000_000)  # arrays travel in pieces of 5 MB
+    assert reply["config"]["body"] == bytes(1000).hex()
+    assert len(bytes.fromhex(reply["arrays"]["0"])) == 8_000_000 + 128
+
+
+def test_state_of_a_run_follows_it_and_ends_with_a_worker_that_dies(
+    superlink: superlinks.Superlink, site: tuple[Hospital, int]
+) -> None:
+    run, node = superlink.echo(), site[1]
+    before = run.ask(node)["config"]["n"]
+    assert run.ask(node)["config"]["n"] == before + 1
+    assert run.ask(node, config={"kill": 1})["error"] == agent.ENDINGS["died"]
+    assert run.ask(node)["config"]["n"] == 1, "what the worker had in hand is lost, not handed out again"
+    assert counts(site[0])["worker_died"] >= 1
+
+
+def test_an_app_that_fails_costs_its_message_alone(
+    superlink: superlinks.Superlink, site: tuple[Hospital, int]
+) -> None:
+    error = superlink.echo().ask(site[1], config={"fail": 1})["error"]
+    assert error.startswith("ValueError in")
+    assert "secret" not in error
+    assert "config" in superlink.echo().ask(site[1])
+
+
+def test_a_message_whose_time_is_over_ends_its_worker(
+    superlink: superlinks.Superlink, site: tuple[Hospital, int]
+) -> None:
+    began = time.monotonic()
+    superlink.echo().ask(site[1], config={"sleep": 60.0}, ttl=1.5, patience=2.0)
+    until(lambda: counts(site[0]).get("worker_late"), seconds=5)
+    assert time.monotonic() - began < 8
+    assert "config" in superlink.echo().ask(site[1])
+
+
+def test_the_worker_has_no_proxies_and_calls_nobody(
+    superlink: superlinks.Superlink, site: tuple[Hospital, int]
+) -> None:
+    names = "HTTPS_PROXY https_proxy OMP_NUM_THREADS FLWR_TELEMETRY_ENABLED"
+    reply = superlink.echo().ask(site[1], config={"environment": names})
+    assert reply["config"]["environment"] == ["FLWR_TELEMETRY_ENABLED", "OMP_NUM_THREADS"]
+
+
+def test_the_status_holds_counts_and_durations_and_the_log_a_line_a_message(
+    superlink: superlinks.Superlink, site: tuple[Hospital, int]
+) -> None:
+    hospital = site[0]
+    superlink.echo().ask(site[1])
+    last = until(lambda: read_status(hospital.run).get("last"))
+    assert set(last) == {"run", "round", "phase", "when", "seconds", "outcome", "why"}
+    assert (last["round"], last["phase"]) == ("round 1 attempt 0", "train")
+    said = read_status(hospital.run)
+    assert said["certificate_ends"] > time.time()
+    assert abs(said["clock_off_seconds"]) < 5
+    assert (hospital.run / agent_files.LOG).read_text().count("round 1 attempt 0, train") == counts(hospital)[
+        "messages"
+    ]
+
+
+# --- what is refused ----------------------------------------------------------------------------------------
+
+
+def test_a_run_with_code_or_another_app_gets_nothing_but_refusals(
+    superlink: superlinks.Superlink, site: tuple[Hospital, int], tmp_path: Path
+) -> None:
+    hospital, node = site
+    pyproject = superlinks.PYPROJECT.format(app=ECHO).encode()
+    with_code = {"pyproject.toml": pyproject, "evil.py": f"open({str(tmp_path / 'x')!r}, 'w')".encode()}
+    for run in (superlink.run("tests.fakes.site_apps:other"), superlink.run(files=with_code)):
+        for _ in range(2):
+            assert "Refused the run's bundle" in run.ask(node)["error"]
+        (run.folder / "end").touch()
+    assert not (tmp_path / "x").exists()
+    lines = [json.loads(line) for line in (hospital.run / agent_files.SECURITY).read_text().splitlines()]
+    assert [line["reason"] for line in lines] == ["bundle"] * 4
+    assert "config" in superlink.echo().ask(node), "another run is answered"
+
+
+def test_a_full_disk_refuses_messages_with_a_sentence_until_there_is_room(
+    superlink: superlinks.Superlink, site: tuple[Hospital, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hospital, node = site
+
+    def full(self: Journal, fields: Mapping[str, Any]) -> None:
+        Path("/dev/full").write_bytes(b"x" * 10_000)  # a real ENOSPC, from the kernel
+
+    monkeypatch.setattr(Journal, "begin", full)
+    assert superlink.echo().ask(node)["error"] == agent.FULL_DISK
+    assert "No space left on device" in read_status(hospital.run)["error"]
+    monkeypatch.undo()
+    assert "config" in superlink.echo().ask(node)
+    assert read_status(hospital.run)["error"] == ""
+
+
+def test_a_status_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
+    status = Status(tmp_path / "gone", {})
+    status.set(connected=True)
+    (tmp_path / "gone").mkdir()
+    status.set(connected=False)
+    assert read_status(tmp_path / "gone")["connected"] is False
+    agent_files.refuse(tmp_path / "nowhere", "bundle")
+
+
+def test_a_second_agent_is_refused_and_the_first_one_stays(site: tuple[Hospital, int]) -> None:
+    with pytest.raises(DeploymentError, match="one is running"):
+        run_agent(site[0], app=ECHO)
+    assert agent_files.is_locked(site[0].run)
+
+
+def test_a_stopped_hospital_does_not_begin(superlink: superlinks.Superlink) -> None:
+    hospital = superlink.hospital("stopped-site")
+    write_stop(hospital.run, agent_files.Stop(now=False))
+    with pytest.raises(DeploymentError, match="--resume"):
+        run_agent(hospital, app=ECHO)
+    (hospital.run / agent_files.STOPPED).write_text("damaged")
+    with pytest.raises(DeploymentError, match="--resume"):
+        run_agent(hospital, app=ECHO)
+    assert not agent_files.is_locked(hospital.run)
+
+
+def test_an_app_that_cannot_be_imported_is_said_and_ends_nothing(superlink: superlinks.Superlink) -> None:
+    hospital = superlink.hospital("no-app")
+    run = superlink.run("tests.fakes.nowhere:app")
+    with agent_thread(hospital, app="tests.fakes.nowhere:app"):
+        until(lambda: connected(hospital))
+        assert run.ask(superlink.nodes["no-app"])["error"] == "this site's app cannot be started"
+        assert "ModuleNotFoundError" in read_status(hospital.run)["error"]
+    (run.folder / "end").touch()
+
+
+# --- ends and beginnings ------------------------------------------------------------------------------------
+
+
+def test_kill_minus_nine_in_the_middle_is_answered_at_the_next_start(
+    superlink: superlinks.Superlink, tmp_path: Path
+) -> None:
+    hospital = superlink.hospital("killed")
+    run, mark = superlink.echo(), tmp_path / "at-work"
+    with superlinks.agent(hospital) as process:
+        until(lambda: connected(hospital))
+        asked = run.start(superlink.nodes["killed"], config={"sleep": 60.0, "touch": str(mark)})
+        worker = int(until(lambda: mark.exists() and mark.read_text()))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert (hospital.run / agent_files.JOURNAL).exists()
+    until(lambda: not Path(f"/proc/{worker}").exists() or is_dead(worker), what="the worker's end")
+    with agent_thread(hospital):
+        assert run.wait(asked, 15)["replies"] == {str(superlink.nodes["killed"]): {"error": agent.RESTARTED}}
+        until(lambda: not (hospital.run / agent_files.JOURNAL).exists())
+        assert "config" in run.ask(superlink.nodes["killed"])
+
+
+def is_dead(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_sigterm_finishes_the_message_and_leaves(superlink: superlinks.Superlink, tmp_path: Path) -> None:
+    hospital, mark = superlink.hospital("terminated"), tmp_path / "at-work"
+    with superlinks.agent(hospital) as process:
+        until(lambda: connected(hospital))
+        asked = superlink.echo().start(
+            superlink.nodes["terminated"], config={"sleep": 1.0, "touch": str(mark)}
+        )
+        until(mark.exists)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) == 0
+    assert "config" in superlink.echo().wait(asked)["replies"][str(superlink.nodes["terminated"])]
+    assert superlink.nodes["terminated"] not in superlink.echo().nodes(), "it said that it left"
+
+
+def test_a_journal_of_a_message_that_nobody_waits_for_is_dropped(superlink: superlinks.Superlink) -> None:
+    hospital = superlink.hospital("old-journal")
+    for left in ('{"_run_id": 1}', "no json", json.dumps({"_created_at": 0})):
+        (hospital.run / agent_files.JOURNAL).write_text(left)
+        with agent_thread(hospital):
+            until(lambda: connected(hospital))
+            until(lambda: not (hospital.run / agent_files.JOURNAL).exists())
+
+
+def test_chores_that_fail_or_hang_stop_no_training(superlink: superlinks.Superlink) -> None:
+    hospital, release, done = superlink.hospital("chores"), threading.Event(), list[int]()
+
+    def fails() -> None:
+        raise DeploymentError("the consortium service is down")
+
+    chores = [
+        Chore(name="works", period_seconds=0.05, work=lambda: done.append(1)),
+        Chore(name="fails", period_seconds=3600, work=fails),
+        Chore(name="hangs", period_seconds=3600, work=lambda: release.wait(30)),
+    ]
+    with agent_thread(hospital, chores=chores):
+        until(lambda: connected(hospital))
+        assert "config" in superlink.echo().ask(superlink.nodes["chores"])
+        said = until(lambda: read_status(hospital.run).get("chores"))
+        assert said["fails"]["error"] == "the consortium service is down"
+        assert said["works"]["error"] == ""
+        release.set()
+    assert done
+
+
+def test_a_chore_that_failed_is_tried_again_soon_and_a_done_one_at_its_period() -> None:
+    calls = list[str]()
+
+    def fails() -> None:
+        calls.append("fails")
+        raise OSError("no line")
+
+    done = Chore(name="b", period_seconds=9, work=lambda: calls.append("b"))
+    chores = Chores([Chore(name="a", period_seconds=0.1, work=fails), done])
+    chores.start()
+    until(lambda: calls.count("fails") >= 3)
+    chores.close()
+    assert calls.count("b") == 1
+    assert chores.report()["a"]["failed"] >= 2
+
+
+# --- the worker by itself -----------------------------------------------------------------------------------
+
+
+def question() -> tuple[Message, Context]:
+    adopt_task_identity()
+    content = RecordDict({"config": ConfigRecord({"body": b"x"})})
+    return Message(content, 1, "train"), Context(1, 1, {}, RecordDict(), {})
+
+
+def test_a_worker_ends_with_its_agent_also_in_mid_training(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom sottovoce.client.worker import Worker\n"
+        "if __name__ == '__main__':\n    worker = Worker('tests.fakes.site_apps:app')\n"
+        "    worker.wait_ready()\n    print(worker.process_id, flush=True)\n    time.sleep(60)\n"
+    )
+    script = tmp_path / "parent.py"
+    script.write_text(code)
+    parent = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        env=environment(PYTHONPATH=superlinks.PYTHONPATH),
+    )
+    assert parent.stdout is not None
+    worker = int(parent.stdout.readline())
+    parent.kill()
+    parent.communicate()
+    with suppress(ProcessLookupError):
+        until(lambda: not Path(f"/proc/{worker}").exists() or is_dead(worker), seconds=5)
+
+
+def test_a_worker_answers_dies_and_gives_up_as_it_says() -> None:
+    worker, (message, context) = Worker(ECHO), question()
+    answer = worker.ask(message, context, until=time.monotonic() + 60, give_up=lambda: False)
+    assert isinstance(answer, Answered)
+    assert answer.state["calls"]["n"] == 1  # type: ignore[call-overload]
+    os.kill(worker.process_id, 15)  # the agent's to handle
+    os.kill(worker.process_id, 2)
+    assert worker.ask(message, context, until=time.monotonic() + 60, give_up=lambda: False) != "died"
+    message.content["config"]["sleep"] = 60  # type: ignore[index]
+    assert worker.ask(message, context, until=time.monotonic() + 60, give_up=lambda: True) == "stopped"
+    assert not worker.is_alive
+    assert worker.ask(message, context, until=time.monotonic() + 60, give_up=lambda: False) == "died"
+
+
+# --- the coordinator's own ends -----------------------------------------------------------------------------
+
+
+def test_a_stock_supernode_and_our_agent_give_the_same_bits(
+    superlink: superlinks.Superlink, site: tuple[Hospital, int], tmp_path: Path
+) -> None:
+    stock = superlink.hospital("stock")
+    with superlinks.supernode(stock, superlink.free_port()):
+        run, nodes = superlink.echo(), (site[1], superlink.nodes["stock"])
+        until(lambda: nodes[1] in run.nodes(), seconds=30)
+        asked = run.start(*nodes, kind="train.fresh", floats=1000, n_bytes=100)
+        replies = run.wait(asked)["replies"]
+    assert replies[str(nodes[0])] == replies[str(nodes[1])]
+    assert len(replies[str(nodes[0])]["arrays"]["0"]) > 8000
+
+
+def test_a_superlink_that_was_killed_and_comes_back_is_found_again_within_five_seconds(
+    superlink: superlinks.Superlink,
+) -> None:
+    hospital = superlink.hospital("reconnects")
+    with agent_thread(hospital):
+        until(lambda: connected(hospital))
+        superlink.kill()
+        until(lambda: not connected(hospital))
+        assert "refused" in read_status(hospital.run)["error"]
+        superlink.restart(pause=4.0)  # long enough for the pauses between tries to have grown
+        began = time.monotonic()
+        until(lambda: connected(hospital))
+        assert time.monotonic() - began < 5.0
+        assert "config" in superlink.echo().ask(superlink.nodes["reconnects"])
+        assert read_status(hospital.run)["error"] == ""
