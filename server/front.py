@@ -59,7 +59,7 @@ MAX_BODY_BYTES = 16_000_000  # of one request: Flower sends a message in parts, 
 REQUESTS_PER_SECOND, REQUESTS_BURST = 200, 400
 CONNECTIONS_PER_SITE, CONNECTIONS_PER_ADDRESS = 32, 256
 MAX_LOG_BYTES = 20_000_000
-START_SECONDS = RELOAD_SECONDS = 10.0
+START_SECONDS = RELOAD_SECONDS = 30.0
 LOOPBACK = "127.0.0.1"
 _NEEDED = ("ca.crt", "server.crt", "server.key", "crl.pem")
 _LOGS = ("access.log", "error.log")

@@ -6,7 +6,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
 
@@ -66,6 +66,7 @@ def test_counts_and_durations_are_served() -> None:
     assert found["sottovoce_sites_seen"] == "4.0"
 
 
+@settings(max_examples=30)
 @given(st.text(), st.text(), st.text())
 def test_no_text_from_outside_becomes_a_label(phase: str, outcome: str, reason: str) -> None:
     metrics = Metrics("coordinator")
@@ -98,6 +99,7 @@ def test_every_reason_of_an_envelope_and_of_a_sum_has_its_own_count() -> None:
     assert set(OF_ENVELOPES) | set(OF_SUMS) <= set(monitoring._ALLOWED["reason"])
 
 
+@settings(max_examples=30)
 @given(st.floats(0, 1e5), st.floats(0, 1e5))
 def test_a_hospitals_durations_tell_one_of_four_values(first: float, second: float) -> None:
     """How long training took depends on who was drawn; a sum of exact seconds would give that away at each scrape."""

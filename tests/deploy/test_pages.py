@@ -1,6 +1,5 @@
 """The threat model and the runbook say what is so: tests that exist, commands that exist, files that exist."""
 
-import ast
 import re
 from functools import cache
 from pathlib import Path
@@ -18,12 +17,8 @@ TEST_NAME = re.compile(r"`(test_\w+)`")
 
 @cache
 def existing() -> frozenset[str]:
-    names = set()
-    for path in (ROOT / "tests").rglob("test_*.py"):
-        names |= {
-            node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)
-        }
-    return frozenset(name for name in names if name.startswith("test_"))
+    texts = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
+    return frozenset(name for text in texts for name in re.findall(r"^def (test_\w+)\(", text, re.M))
 
 
 def test_every_test_that_the_threat_model_names_exists() -> None:
