@@ -42,7 +42,7 @@ class _Duties:
     def offers(self) -> None:
         """Fetches studies that are new, and tells the coordinator of approvals that it has not heard of."""
         self._client.fetch_all()
-        waiting = [one.study for one in self._client.offers() if not one.decision]
+        waiting = [one.study for one in self._client.offers() if one.decision != "approved"]
         if not waiting:
             return
         approved = _approved(self._hospital)
