@@ -211,15 +211,24 @@ class ConsortiumClient:
         key, size = reader.signers[-1], len(reader.hashes)
         said = CheckpointStatement(site=self._place.site, ledger_key=key, note=note)
         word = schema.Note(note=note, ledger_key=key, signature=signed(self._place.identity, said))
-        kept = 0
-        for _ in range(3):  # the first answer says what the proof has to start from
-            proof = proof_since(reader.hashes, kept) if kept <= size else []
-            answer = self._call(
-                "SendCheckpoint", schema.SendCheckpointRequest(note=word, from_size=kept, proof=proof)
+        kept, missing = 0, list[int]()
+        for _ in range(
+            4
+        ):  # the first answer says what the proof has to start from, a later one what others lack
+            request = schema.SendCheckpointRequest(
+                note=word,
+                from_size=kept,
+                proof=proof_since(reader.hashes, kept) if kept <= size else [],
+                bridges=[
+                    schema.Bridge(from_size=one, proof=proof_since(reader.hashes, one))
+                    for one in missing
+                    if one < size
+                ],
             )
-            if answer.accepted:
+            answer = self._call("SendCheckpoint", request)
+            if answer.accepted and not answer.missing:
                 return int(answer.kept_size)
-            kept = int(answer.kept_size)
+            kept, missing = int(answer.kept_size), list(answer.missing)
         raise DeploymentError("Expected one process that sends this ledger's checkpoints; there are several.")
 
     def witness(self) -> Witnessed:

@@ -31,6 +31,7 @@ from sottovoce.server.registry_tables import (
     Published,
     Witnessed,
     event_from,
+    hashes,
     joined,
     kept_from,
 )
@@ -145,6 +146,23 @@ class Registry(MemberRegistry):
             *(folded(site), identity, size, limit),
         )
         return tuple(map(kept_from, rows))
+
+    def bridge(self, kept: Kept, from_size: int, proof: Sequence[bytes]) -> None:
+        """Keeps a proof that leads to a kept checkpoint from one that is not kept here; a witness will judge it."""
+        with self.file.changing() as change:
+            change.do(
+                "INSERT OR REPLACE INTO bridges (folded, identity, from_size, to_size, proof) VALUES (?, ?, ?, ?, ?)",
+                *(folded(kept.site), kept.identity, from_size, kept.size, joined(proof)),
+            )
+            change.note(kept.site, "bridge", {"from": from_size, "to": kept.size})
+
+    def bridge_from(self, site: str, identity: str, from_size: int) -> tuple[int, tuple[bytes, ...]] | None:
+        """Returns where a bridge from a size leads, and its proof."""
+        row = self.file.first(
+            "SELECT to_size, proof FROM bridges WHERE folded = ? AND identity = ? AND from_size = ?",
+            *(folded(site), identity, from_size),
+        )
+        return None if row is None else (row["to_size"], hashes(row["proof"]))
 
     def cosign(self, seen: Witnessed) -> None:
         """Keeps a witness's cosignature; the same again is nothing. Raises: DeploymentError: no such checkpoint."""

@@ -44,6 +44,11 @@ CREATE TABLE checkpoints (
     note TEXT NOT NULL, ledger_key TEXT NOT NULL, signature BLOB NOT NULL, proof BLOB NOT NULL,
     sent_at INTEGER NOT NULL, PRIMARY KEY (folded, identity, size)
 ) STRICT;
+CREATE TABLE bridges (
+    folded TEXT NOT NULL, identity TEXT NOT NULL, from_size INTEGER NOT NULL, to_size INTEGER NOT NULL,
+    proof BLOB NOT NULL, PRIMARY KEY (folded, identity, from_size),
+    FOREIGN KEY (folded, identity, to_size) REFERENCES checkpoints (folded, identity, size)
+) STRICT;
 CREATE TABLE cosignatures (
     folded TEXT NOT NULL, identity TEXT NOT NULL, size INTEGER NOT NULL,
     witness TEXT NOT NULL REFERENCES members (folded), witness_identity TEXT NOT NULL,
@@ -190,7 +195,12 @@ def kept_from(row: Mapping[str, Any]) -> Kept:
     fields = {
         key: row[key] for key in ("site", "identity", "size", "note", "ledger_key", "signature", "sent_at")
     }
-    return Kept(**fields, proof=tuple(row["proof"][at : at + 32] for at in range(0, len(row["proof"]), 32)))
+    return Kept(**fields, proof=hashes(row["proof"]))
+
+
+def hashes(column: bytes) -> tuple[bytes, ...]:
+    """Returns a proof from its column."""
+    return tuple(column[at : at + 32] for at in range(0, len(column), 32))
 
 
 def joined(proof: Iterable[bytes]) -> bytes:

@@ -109,22 +109,34 @@ class Note(_message.Message):
     def __init__(self, note: _Optional[str] = ..., ledger_key: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class SendCheckpointRequest(_message.Message):
-    __slots__ = ("note", "from_size", "proof")
+    __slots__ = ("note", "from_size", "proof", "bridges")
     NOTE_FIELD_NUMBER: _ClassVar[int]
     FROM_SIZE_FIELD_NUMBER: _ClassVar[int]
     PROOF_FIELD_NUMBER: _ClassVar[int]
+    BRIDGES_FIELD_NUMBER: _ClassVar[int]
     note: Note
     from_size: int
     proof: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, note: _Optional[_Union[Note, _Mapping]] = ..., from_size: _Optional[int] = ..., proof: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    bridges: _containers.RepeatedCompositeFieldContainer[Bridge]
+    def __init__(self, note: _Optional[_Union[Note, _Mapping]] = ..., from_size: _Optional[int] = ..., proof: _Optional[_Iterable[bytes]] = ..., bridges: _Optional[_Iterable[_Union[Bridge, _Mapping]]] = ...) -> None: ...
+
+class Bridge(_message.Message):
+    __slots__ = ("from_size", "proof")
+    FROM_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    from_size: int
+    proof: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, from_size: _Optional[int] = ..., proof: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class CheckpointReceipt(_message.Message):
-    __slots__ = ("accepted", "kept_size")
+    __slots__ = ("accepted", "kept_size", "missing")
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     KEPT_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
     accepted: bool
     kept_size: int
-    def __init__(self, accepted: bool = ..., kept_size: _Optional[int] = ...) -> None: ...
+    missing: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, accepted: bool = ..., kept_size: _Optional[int] = ..., missing: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Kept(_message.Message):
     __slots__ = ("site", "identity", "size")

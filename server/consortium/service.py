@@ -7,7 +7,7 @@
 Guarantees:
   - Nobody without a certificate of this consortium's authority gets as far as a request.
   - The server's certificate is renewed before it is over, with no restart and no refused connection.
-  - No reflection: what can be called stands in consortium.proto, and `RULES` says by whom.
+  - No reflection: what can be called stands in consortium.proto, and `rules` says by whom.
 """
 
 import logging

@@ -3,11 +3,14 @@
 Guarantees:
   - A checkpoint is kept only with the site's word for its ledger's key, and with the proof that it extends the one
     kept before; one that does not is refused, and is an event with both notes in it: the evidence.
-  - A witness gets every step from the checkpoint that it keeps to the newest, so that it trusts nobody for them.
+  - A witness gets every step from the checkpoint that it keeps to the newest, so that it trusts nobody for them. Where
+    the coordinator has lost that checkpoint, with a registry that was restored, the site is asked for a bridge over it.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import grpc
@@ -24,6 +27,7 @@ from sottovoce.server.registry import Member, Registry
 from sottovoce.server.registry_tables import Kept, Witnessed
 
 MAX_STEPS = 64
+MAX_MISSING = 16  # bridges that a site is asked for at once
 CLOCKS_APART_SECONDS = 86_400
 
 
@@ -32,6 +36,8 @@ class Witnessing:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
+        # By site and identity: what witnesses said to keep. Only in memory: they say it again.
+        self._missing: dict[tuple[str, str], list[int]] = {}
 
     def send_checkpoint(self, visitor: Visitor, request: Any) -> schema.CheckpointReceipt:
         """Keeps a site's newest checkpoint."""
@@ -54,19 +60,29 @@ class Witnessing:
                 signature=note.signature.hex(),
             )
             raise Refused(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from None
-        self._registry.checkpoint(
-            Kept(
-                site=visitor.name,
-                identity=member.identity,
-                size=size,
-                note=note.note,
-                ledger_key=note.ledger_key,
-                signature=note.signature,
-                proof=proof,
-                sent_at=int(time.time()),
-            )
+        kept = Kept(
+            site=visitor.name,
+            identity=member.identity,
+            size=size,
+            note=note.note,
+            ledger_key=note.ledger_key,
+            signature=note.signature,
+            proof=proof,
+            sent_at=int(time.time()),
         )
-        return schema.CheckpointReceipt(accepted=True, kept_size=size)
+        self._registry.checkpoint(kept)
+        return schema.CheckpointReceipt(
+            accepted=True, kept_size=size, missing=self._bridged(kept, list(request.bridges))
+        )
+
+    def _bridged(self, kept: Kept, bridges: Sequence[Any]) -> list[int]:
+        """Keeps the bridges that were asked for; returns the sizes up to here that are still wanted."""
+        wanted = self._missing.get((kept.site, kept.identity), [])
+        for bridge in bridges[:MAX_MISSING]:
+            if bridge.from_size in wanted and bridge.from_size < kept.size:
+                self._registry.bridge(kept, bridge.from_size, fields.proof(list(bridge.proof)))
+                wanted.remove(bridge.from_size)
+        return [size for size in wanted if size < kept.size]
 
     def fetch_checkpoints(self, visitor: Visitor, request: Any) -> schema.Checkpoints:
         """Returns other sites' newest checkpoints, with the steps that lead there from those the visitor keeps."""
@@ -150,11 +166,7 @@ class Witnessing:
         return found[0] if found else None
 
     def _line(self, newest: Kept, kept_size: int) -> schema.Line:
-        found: tuple[Kept, ...] = ()
-        if kept_size:
-            found = self._registry.checkpoints_since(newest.site, newest.identity, kept_size, MAX_STEPS + 1)
-        # Without the very checkpoint that the visitor keeps there is nothing to lead on from: it gets no steps.
-        steps = found[1:] if found and found[0].size == kept_size else ()
+        steps = self._steps(newest, kept_size) if kept_size else []
         return schema.Line(
             site=newest.site,
             identity=newest.identity,
@@ -162,6 +174,21 @@ class Witnessing:
             steps=[schema.Step(note=_note(one), proof=one.proof) for one in steps],
             more=bool(steps) and steps[-1].size < newest.size,
         )
+
+    def _steps(self, newest: Kept, kept_size: int) -> Sequence[Kept]:
+        """The checkpoints after the one that a visitor keeps; none where nothing leads on from there."""
+        since = partial(self._registry.checkpoints_since, newest.site, newest.identity)
+        found = since(kept_size, MAX_STEPS + 1)
+        if found and found[0].size == kept_size:
+            return found[1:]
+        bridge = self._registry.bridge_from(newest.site, newest.identity, kept_size)
+        if bridge is not None:
+            first, *rest = since(bridge[0], MAX_STEPS)
+            return [replace(first, proof=bridge[1]), *rest]
+        wanted = self._missing.setdefault((newest.site, newest.identity), [])
+        if kept_size not in wanted and len(wanted) < MAX_MISSING:
+            wanted.append(kept_size)
+        return []
 
 
 def cosigned(registry: Registry) -> Iterator[tuple[Kept, tuple[Witnessed, ...]]]:

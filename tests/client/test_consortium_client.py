@@ -393,6 +393,39 @@ def test_a_fork_and_a_rollback_are_refused_and_the_evidence_is_kept(own: Consort
         assert other.witness().cosigned == {"hospital-a": 8}  # what it saw before is still what counts
 
 
+def test_a_registry_restored_from_a_backup_is_bridged_over_by_the_sites(own: Consortium) -> None:
+    site, witness = own.join("hospital-a"), own.join("hospital-b")
+    with ConsortiumClient(site) as client, ConsortiumClient(witness) as other:
+        for size in (1, 2, 3):
+            assert client.send_checkpoint() == size
+            other.witness()
+            grow(site)
+        forget(own, 2)  # the backup knew of one entry
+        assert [fork.site for fork in other.witness().forks] == ["hospital-a"]  # 1 where 3 were seen
+        assert client.send_checkpoint() == 4  # and the bridge from 3 that the witness had asked about
+        found = other.witness()
+        assert (found.cosigned, found.forks) == ({"hospital-a": 4}, ())
+        grow(site)
+        assert client.send_checkpoint() == 5
+        assert other.witness().cosigned == {"hospital-a": 5}
+
+
+def test_a_bridge_over_a_fork_is_refused(own: Consortium) -> None:
+    site, witness = own.join("hospital-a"), own.join("hospital-b")
+    leaves, key = [leaf_hash(bytes([n])) for n in range(8)], SigningKey.generate()
+    chain(own, site, key, leaves, range(1, 5))
+    with ConsortiumClient(witness) as other:
+        other.witness()
+        forget(own, 3)
+        forked = [*leaves[:2], leaf_hash(b"other"), *leaves[3:]]
+        chain(own, site, key, forked, range(3, 8, 4))  # 3 and 7: the 4 that was seen is passed over
+        assert len(other.witness().forks) == 1
+        (newest,) = own.registry.checkpoints()
+        own.registry.bridge(newest, 4, consistency_proof(forked[:7], 4))
+        (fork,) = other.witness().forks
+    assert "extends its 4 entries" in fork.reason
+
+
 def test_a_checkpoint_that_its_site_gave_no_word_for_is_refused(own: Consortium) -> None:
     site, witness = own.join("hospital-a"), own.join("hospital-b")
     leaves, made_up = [leaf_hash(bytes([n])) for n in range(3)], SigningKey.generate()

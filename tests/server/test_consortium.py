@@ -17,7 +17,7 @@ from sottovoce.client.home import Hospital
 from sottovoce.client.operator import Operator
 from sottovoce.client.tls_folder import TlsFolder
 from sottovoce.common.consortium import consortium_pb2 as schema
-from sottovoce.common.consortium.channel import Connection
+from sottovoce.common.consortium.channel import BrokenStream, Connection
 from sottovoce.common.consortium.invitation import read_invitation
 from sottovoce.common.consortium.schema import METHODS
 from sottovoce.common.consortium.statements import (
@@ -288,6 +288,22 @@ def test_one_peer_has_only_so_many_calls_open(own: Consortium) -> None:
         while _answer(connection, "ListOffers", schema.ListOffersRequest()) != "done":
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+def test_who_reads_a_stream_too_slowly_is_cut_off_and_may_go_on(
+    own: Consortium, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "STREAM_SECONDS", 0.3)
+    model = own.root / "model"
+    model.write_bytes(bytes(20_000_000))
+    request = schema.FetchModelRequest(sha256=publish(own, model, ["hospital-a"]))
+    with own.connect(own.join("hospital-a")) as connection:
+        stream = connection.stream("FetchModel", request, seconds=20)
+        next(stream)
+        time.sleep(0.6)
+        with pytest.raises(BrokenStream):
+            list(stream)
+        connection.call("ListOffers", schema.ListOffersRequest())
 
 
 # --- enrolment --------------------------------------------------------------------------------------------
