@@ -28,7 +28,7 @@ from sottovoce.common.consortium.statements import (
 )
 from sottovoce.common.errors import DeploymentError
 from sottovoce.common.keys import SigningKey
-from sottovoce.common.ledger.checkpoint import parse
+from sottovoce.common.ledger.checkpoint import Checkpoint, parse, sign
 from sottovoce.common.ledger.cosignature import cosign
 from sottovoce.common.ledger.reading import newest_checkpoint, read_ledger
 from sottovoce.common.pki import Authority, new_node_key, new_request, peer_of
@@ -565,6 +565,11 @@ def test_a_cosignature_is_kept_only_of_another_sites_kept_checkpoint(own: Consor
             (cosignature(witness.identity, "hospital-b", now, note="x"), "a ledger checkpoint"),
         ):
             assert said in refused(connection, "SendCosignature", wrong)
+        for size in (1, 2):  # signed as it should be, but no checkpoint that the coordinator keeps
+            other = sign(Checkpoint(instance="cd" * 16, size=size, root=bytes(32)), site.identity).text()
+            word = cosign(parse(other), witness.identity, witness="hospital-b", now=now)
+            made_up = cosignature(witness.identity, "hospital-b", now, note=other, signature=word.signature)
+            assert "the coordinator keeps" in refused(connection, "SendCosignature", made_up)
         own_word = cosignature(site.identity, "hospital-a", now)
         assert "another site" in refused(self_witness, "SendCosignature", own_word)
         assert own.registry.cosignatures() == ()
