@@ -9,6 +9,7 @@ Guarantees:
   - No finding holds a key, a label or the name of a recording.
 """
 
+import os
 import shutil
 import stat
 import tempfile
@@ -69,6 +70,7 @@ def diagnose(
         ("certificate", _certificate),
         ("data", _data),
         ("studies", _studies),
+        ("features", _features),
         ("stop", _stopped),
         ("agent", _agent),
         ("connection", _connections),
@@ -347,6 +349,33 @@ def _studies(hospital: Hospital) -> Findings:
                 f"Study {digest[:16]}… is approved and its features are not prepared.",
                 f"Run `sottovoce client prepare {hospital.folder} {digest[:16]}`.",
             )
+
+
+def _features(hospital: Hospital) -> Findings:
+    """Says how features lie on the disk, and whether their key and the memory for them are there."""
+    from sottovoce.client.features_at_rest import CREDENTIAL, at_rest, features_key, working_memory
+    from sottovoce.client.offered import digests
+
+    named = hospital.settings.features_key
+    if named is None:
+        yield ok("features (UNENCRYPTED on this disk: hospital.toml names no features_key)")
+        return
+    for digest in digests(hospital):
+        if at_rest(hospital, digest) == "plain":
+            yield fail(
+                "features",
+                f"The features of study {digest[:16]}… lie open, though hospital.toml names a key.",
+                f"Seal them with `sottovoce client prepare {hospital.folder} {digest[:16]}`.",
+            )
+    if named.startswith(CREDENTIAL) and not os.environ.get("CREDENTIALS_DIRECTORY"):
+        yield ok("features (their key is a credential, which only systemd opens)")
+        return
+    try:
+        features_key(hospital)
+        working_memory(hospital, "looked-at")
+    except SottovoceError as error:
+        mend = "Name a key that can be read, and a folder in memory: features_key, memory_folder in hospital.toml."
+        yield fail("features", str(error), mend)
 
 
 # --- the agent ----------------------------------------------------------------------------------------------

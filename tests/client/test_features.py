@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sottovoce.client import features
+from sottovoce.client.doctor import diagnose
 from sottovoce.client.features import prepare_site
 from sottovoce.client.features_at_rest import CHUNK_BYTES, at_rest, forget_opened, open_features, seal
 from sottovoce.client.home import Hospital
@@ -306,6 +307,28 @@ def test_a_key_that_is_none_or_open_to_others_is_refused(
     (tmp_path / "key").chmod(mode)
     with pytest.raises(KeyFileError, match=says):
         prepare_site(sealed, offer(sealed, study_text()))
+
+
+def test_the_doctor_says_how_features_lie_and_what_is_wrong_with_their_key(
+    sealed: Hospital, north: Path, tmp_path: Path
+) -> None:
+    def said(hospital: Hospital) -> tuple[str, str]:
+        (one,) = (one for one in diagnose(hospital.folder) if one.what.startswith("features"))
+        return one.level, f"{one.what} {one.cause}"
+
+    plain = open_hospital(tmp_path / "plain", "north", data=north)
+    assert said(plain)[0] == "ok"
+    assert "UNENCRYPTED" in said(plain)[1]
+    assert said(sealed) == ("ok", "features ")
+    study = offer(plain, study_text())
+    offer(sealed, study_text())
+    shutil.copytree(prepare_site(plain, study), sealed.features(study.digest()))
+    assert said(sealed)[0] == "fail"
+    assert "lie open" in said(sealed)[1]
+    shutil.rmtree(sealed.features(study.digest()))
+    (tmp_path / "key").chmod(0o644)
+    assert said(sealed)[0] == "fail"
+    assert "others can read" in said(sealed)[1]
 
 
 def test_a_key_comes_from_systemds_credentials(
