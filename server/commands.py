@@ -122,10 +122,8 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run an approved study among its hospitals. Exit 1 where it fails. Ctrl-C leaves it running."""
-    from dataclasses import asdict
-
     from sottovoce.server.home import CoordinatorHome
-    from sottovoce.server.operations import begin, follow, offered_digest
+    from sottovoce.server.operations import begin, offered_digest
 
     opened = CoordinatorHome.open(home)
     _must_be_running(opened)
@@ -142,19 +140,25 @@ def run(
         wait_seconds=wait,
         on_wait=waiting,
     )
-    if detach:
-        typer.echo(f"Begun: {begun.folder}. `sottovoce server status` tells how far it is.")
-        return
+    _follow(begun, detach=detach, as_json=as_json)
 
-    def told(state: Any) -> None:
-        typer.echo(f"{state.state}: round {state.round} of {state.rounds}  {state.reason}".rstrip(), err=True)
 
-    state = follow(begun, told)
-    if as_json:
-        _print_json({"run": str(begun.folder), **asdict(state)})
-    elif state.state == "done":
-        typer.echo(f"{begun.folder / 'model.safetensors'}: weights {state.weights_sha256}")
-    raise typer.Exit(0 if state.state == "done" else 1)
+@server_app.command()
+def resume(
+    home: Home,
+    name: Annotated[str, typer.Argument(help="A run that failed or was stopped.")],
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for its end.")] = False,
+) -> None:
+    """Go on with a run from its last round, once what ended it is mended. Exit 1 where it fails again."""
+    from sottovoce.server.deployed_run import DeployedRun
+    from sottovoce.server.home import CoordinatorHome
+    from sottovoce.server.operations import take_up
+
+    opened = CoordinatorHome.open(home)
+    _must_be_running(opened)
+    found = DeployedRun.open(opened, name)
+    take_up(found)
+    _follow(found, detach=detach, as_json=False)
 
 
 @server_app.command()
@@ -224,6 +228,27 @@ def stop(home: Home, name: RunName = None) -> None:
         return
     os.kill(process, signal.SIGTERM)
     typer.echo("The coordinator was told to stop. Runs that are not over go on at the next start.")
+
+
+def _follow(run: Any, *, detach: bool, as_json: bool) -> None:
+    """Tells how far a run is until it ends; ends with 1 where it did not come to its end."""
+    from dataclasses import asdict
+
+    from sottovoce.server.operations import follow
+
+    if detach:
+        typer.echo(f"Begun: {run.folder}. `sottovoce server status` tells how far it is.")
+        return
+
+    def told(state: Any) -> None:
+        typer.echo(f"{state.state}: round {state.round} of {state.rounds}  {state.reason}".rstrip(), err=True)
+
+    state = follow(run, told)
+    if as_json:
+        _print_json({"run": str(run.folder), **asdict(state)})
+    elif state.state == "done":
+        typer.echo(f"{run.folder / 'model.safetensors'}: weights {state.weights_sha256}")
+    raise typer.Exit(0 if state.state == "done" else 1)
 
 
 def _must_be_running(home: Any) -> None:

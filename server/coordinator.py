@@ -41,6 +41,7 @@ from sottovoce.server.superlink import SuperLink, bundle
 
 LOCK = "coordinator.lock"
 LOOK_SECONDS = 0.25
+ASK_SECONDS = 2.0  # so often the SuperLink is asked of a run that is with it
 MAX_STARTS = 5
 LIST_SECONDS = 24 * 3600.0  # so often the list of the revoked is signed anew; it is good for thirty days
 BACKOFF_SECONDS = (0.0, 1.0, 2.0, 5.0, 10.0)
@@ -56,6 +57,7 @@ class _Handed:
     starts: int = 0
     round: int = 0
     not_before: float = 0.0
+    asked: float = 0.0
 
 
 @dataclass(kw_only=True)
@@ -197,14 +199,20 @@ class Coordinator:
         handed = self._handed.setdefault(name, _Handed())
         if state.round > handed.round:
             handed.round, handed.starts = state.round, min(handed.starts, 1)
+        if handed.flower_run is not None and time.monotonic() < handed.asked + ASK_SECONDS:
+            return
         if handed.flower_run is not None:
+            handed.asked = time.monotonic()
             flower = self._superlink.control.status(handed.flower_run)
             if not flower.startswith("finished") and flower != "unknown":
                 if state.state == "stopped":
                     self._superlink.control.stop_run(handed.flower_run)
                 return
             handed.flower_run, state = None, run.state
-        if state.is_over or time.monotonic() < handed.not_before:
+        if state.is_over:
+            handed.starts = 0  # an operator may take it up again
+            return
+        if time.monotonic() < handed.not_before:
             return
         if handed.starts >= MAX_STARTS:
             reason = f"its process ended {MAX_STARTS} times without a new round; see {self._home.run / 'superlink.log'}"

@@ -50,14 +50,12 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """Where a run has come to. `starts` counts how often it was handed to the SuperLink."""
+    """Where a run has come to."""
 
     state: Literal["waiting", "running", "done", "failed", "stopped"] = "waiting"
     reason: str = ""
     round: int = 0
     rounds: int = 0
-    starts: int = 0
-    flower_run: str = ""
     weights_sha256: str = ""
     updated: str = ""
 

@@ -7,12 +7,14 @@ Guarantees:
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sottovoce.common.config import canonical
 from sottovoce.common.errors import DeploymentError, RunError
 from sottovoce.common.folds import n_folds
 from sottovoce.common.pki import Authority, new_request
+from sottovoce.common.provenance import now
 from sottovoce.common.secagg.roster_file import sound
 from sottovoce.common.secagg.session import MIN_SITES, Member, Roster
 from sottovoce.common.study import Study, load, loads
@@ -147,6 +149,15 @@ def begin(
         sites=tuple(found_offer.sites),
     )
     return DeployedRun.create(home, found_offer.text, plan, found_offer.roster)
+
+
+def take_up(run: DeployedRun) -> None:
+    """Lets a run that failed or was stopped go on from its checkpoint. Raises: RunError for one that is done."""
+    state = run.state
+    if state.state == "done":
+        raise RunError(f"{run.folder}: expected a run that failed or was stopped; this one is done.")
+    if state.is_over:
+        run.say(replace(state, state="waiting", reason="", updated=now()))
 
 
 def approved_by(registry: Registry, digest: str) -> set[str]:

@@ -168,6 +168,7 @@ class SuperLink:
                 HOME_VARIABLE: str(home.folder.resolve()),
                 "FLWR_HOME": str((home.run / "flower").resolve()),
                 "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+                "FLWR_LOG_LEVEL": "WARNING",  # else several lines for each message, for ever
             },
         )
         self.control = Control(self.address, (home.pki / "ca.crt").read_bytes())

@@ -31,7 +31,7 @@ from sottovoce.common.study import Study, load
 from sottovoce.simulations.prepare import cache_folder, synthesize_into
 
 SCENARIOS = ("federation-seeded.toml", "federation.toml")
-PERSON, DOMAIN = "Ada Example", "intake-2026"
+PERSON, REHEARSAL, DOMAIN = "Ada Example", "rehearsal", "intake-2026"
 START_SECONDS, RUN_SECONDS = 60.0, 300.0
 _POLICY = """\
 format = 1
@@ -44,7 +44,10 @@ purposes = ["research"]
 modes = ["local"]
 max_epsilon_per_study = 8.0
 allow_non_private = true # for the seeded study, which proves that hospitals and simulation end in the same bits
-domains = [{{ name = "{domain}", n_patients = 30, epsilon_cap = 16.0, delta = 0.02, small_population = true }}]
+domains = [
+  {{ name = "{domain}", n_patients = 30, epsilon_cap = 16.0, delta = 0.02, small_population = true }},
+  {{ name = "{rehearsal}", n_patients = 30, epsilon_cap = 16.0, delta = 0.02, small_population = true }},
+]
 approvers = [{{ name = "{person}", public_key = "{key}" }}]
 """
 
@@ -80,9 +83,8 @@ class Federation:
         shown = " ".join(str(one) for one in arguments).replace(str(self.root), "…")
         self.say(f"{time.monotonic() - began:6.1f} s  sottovoce {shown}")
         if done.returncode != expect:
-            raise RunError(
-                f"sottovoce {shown}: expected exit {expect}; came {done.returncode}. {done.stderr[-2000:]}"
-            )
+            said = (done.stdout + done.stderr)[-2000:]
+            raise RunError(f"sottovoce {shown}: expected exit {expect}; came {done.returncode}. {said}")
         return done.stdout
 
     def start(self, name: str, *arguments: object) -> Child:
@@ -141,8 +143,8 @@ def enrol(made: Federation, site: str, data: Mapping[str, Path]) -> None:
     made.do("client", "init", made.hospital(site), "--site", site, "--invitation", invitation, *folders)
 
 
-def approve(made: Federation, site: str, studies: Mapping[str, Path]) -> None:
-    """A hospital's person looks at studies, makes a policy, prepares features, and approves."""
+def approve(made: Federation, site: str, studies: Mapping[str, str]) -> None:
+    """A hospital's person makes a policy, has features computed, and approves studies, each in a domain."""
     home, keys = made.hospital(site), made.root / f"{site}.person"
     if not keys.exists():
         told = json.loads(made.do("key", "new", keys, "--person", PERSON, "--json"))
@@ -151,28 +153,18 @@ def approve(made: Federation, site: str, studies: Mapping[str, Path]) -> None:
             person=PERSON,
             key=told["public_key"],
             domain=DOMAIN,
+            rehearsal=REHEARSAL,
             studies=", ".join(f'"{digest}"' for digest in studies),
         )
         (made.root / f"{site}.policy.toml").write_text(text)
         made.do("policy", "adopt", made.root / f"{site}.policy.toml", "--ledger", home / "ledger")
     (key,) = keys.glob("signing-*.pem")
     made.do("client", "offers", home)
-    for digest in studies:
+    for digest, domain in studies.items():
         made.do("client", "prepare", home, digest)
         made.do(
-            *(
-                "client",
-                "approve",
-                home,
-                digest,
-                "--domain",
-                DOMAIN,
-                "--person",
-                PERSON,
-                "--key",
-                key,
-                "--yes",
-            )
+            *("client", "approve", home, digest, "--domain", domain),
+            *("--person", PERSON, "--key", key, "--yes"),
         )
 
 
@@ -267,6 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/federation"))
     parser.add_argument("--keep", action="store_true", help="keep the folders")
     said = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # or the processes would outlive this one
     shutil.rmtree(said.out, ignore_errors=True)
     began = time.monotonic()
     scenarios = [Path(str(files("sottovoce.simulations") / "scenarios" / name)) for name in SCENARIOS]
@@ -281,9 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for scenario in scenarios:
             made.do("server", "offer", made.server, scenario)
         for site in places:
-            approve(
-                made, site, {study.digest(): path for study, path in zip(studies, scenarios, strict=True)}
-            )
+            approve(made, site, {studies[0].digest(): REHEARSAL, studies[1].digest(): DOMAIN})
             start_hospital(made, site)
         fold = studies[0].evaluation.only_folds or (0,)
         made.do("server", "run", made.server, scenarios[0], "--fold", fold[0], "--wait", 60)
