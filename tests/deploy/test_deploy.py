@@ -5,7 +5,6 @@ import json
 import re
 import shlex
 import shutil
-import sqlite3
 import subprocess
 import sys
 import tomllib
@@ -21,9 +20,6 @@ import yaml  # type: ignore[import-untyped] # its types are another package
 
 from sottovoce.cli import app
 from sottovoce.client.home import HospitalSettings
-from sottovoce.client.site_ledger import SiteLedger
-from sottovoce.common.errors import LedgerError
-from sottovoce.common.ledger.store import Move
 from sottovoce.common.settings import settings_from
 from sottovoce.server.home import ServerSettings
 
@@ -329,82 +325,3 @@ def test_a_script_is_one(path: Path) -> None:
     subprocess.run(["bash", "-n", str(path)], check=True)
     assert "set -euo pipefail" in path.read_text()
     assert path.stat().st_mode & 0o111
-
-
-# --- backup -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def recipient(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("recipient")
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc"),
-            *("-days", "2", "-subj", "/CN=backup", "-keyout", str(folder / "backup.key")),
-            *("-out", str(folder / "backup.crt")),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return folder
-
-
-def backup(*words: Path | str) -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable}
-    command = ["bash", str(DEPLOY / "backup.sh"), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-
-
-def test_a_restored_ledger_is_refused_until_a_person_moves_it(recipient: Path, tmp_path: Path) -> None:
-    home, out, back = tmp_path / "home", tmp_path / "out.backup", tmp_path / "back"
-    home.mkdir()
-    (home / "hospital.toml").write_text('format = 1\nsite = "hospital-a"\n')
-    SiteLedger.create(home / "ledger", site="hospital-a")
-    (home / "studies" / "d" / "features").mkdir(parents=True)
-    (home / "studies" / "d" / "features" / "mfcc.npy").write_text("planted-canary")
-    assert backup(home, recipient / "backup.crt", out).returncode == 0
-    assert b"PRIVATE KEY" not in out.read_bytes()
-    assert backup("--open", out, recipient / "backup.key", back).returncode == 0
-    assert not list(back.rglob("mfcc.npy"))
-    with pytest.raises(LedgerError, match="ledger move"):
-        SiteLedger.open(back / "ledger")
-    with SiteLedger.open(home / "ledger") as site:  # meanwhile life went on, and others saw it
-        site.rotate_key(person="Ada", reason="yearly")
-        seen = site.ledger.checkpoint()
-    move = Move(person="Ada", reason="restored")
-    with pytest.raises(LedgerError, match="rolled back"):
-        SiteLedger.open(back / "ledger", move=move, seen=(seen,))
-    with SiteLedger.open(
-        back / "ledger", move=move
-    ) as site:  # without that note nobody can tell: hence the runbook's order
-        assert site.budget.state.site == "hospital-a"
-
-
-def test_a_registry_is_copied_while_it_is_written(recipient: Path, tmp_path: Path) -> None:
-    home, out, back = tmp_path / "home", tmp_path / "out.backup", tmp_path / "back"
-    home.mkdir()
-    (home / "server.toml").write_text("format = 1\n")
-    writer = sqlite3.connect(home / "registry.sqlite", isolation_level=None)
-    writer.execute("PRAGMA journal_mode=WAL")
-    writer.execute("CREATE TABLE sites (name TEXT)")
-    writer.execute("INSERT INTO sites VALUES ('hospital-a')")
-    writer.execute("BEGIN IMMEDIATE")
-    writer.execute("INSERT INTO sites VALUES ('hospital-b')")
-    try:
-        assert backup(home, recipient / "backup.crt", out).returncode == 0
-    finally:
-        writer.close()
-    assert backup("--open", out, recipient / "backup.key", back).returncode == 0
-    reader = sqlite3.connect(back / "registry.sqlite")
-    assert reader.execute("SELECT name FROM sites").fetchall() == [("hospital-a",)]
-    reader.close()
-
-
-def test_a_backup_touches_nothing_that_is_there(recipient: Path, tmp_path: Path) -> None:
-    there = tmp_path / "there"
-    there.write_text("mine")
-    (tmp_path / "server.toml").write_text("format = 1\n")
-    assert backup(tmp_path, recipient / "backup.crt", there).returncode == 2
-    assert backup("--open", there, recipient / "backup.key", there).returncode == 2
-    assert backup(tmp_path / "nowhere", recipient / "backup.crt", tmp_path / "out").returncode == 2
-    assert there.read_text() == "mine"

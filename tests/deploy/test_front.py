@@ -1,6 +1,5 @@
 """The front: real nginx, a real SuperLink behind it, a stock SuperNode and hostile clients before it."""
 
-import json
 import os
 import signal
 import socket
@@ -9,24 +8,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.common import constant
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore import constant as supercore
 from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.superlink.routers.fleet.router import router
-from flwr.supernode.fleet_http_client import FleetHttpClient
-from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 import sottovoce.server.front as front_module
 from sottovoce.common.errors import DeploymentError
@@ -35,11 +29,26 @@ from sottovoce.common.processes import environment
 from sottovoce.server.front import HEADERS, ROUTES, Front, configuration
 from sottovoce.server.home import CoordinatorHome, ServerSettings
 from sottovoce.server.superlink import SuperLink
-from tests.fakes.fronts import NGINX, Place, free_ports, fronted, place
+from tests.fakes.fronts import (
+    NGINX,
+    WAIT_SECONDS,
+    Place,
+    answer_once,
+    asked,
+    fleet,
+    free_ports,
+    fronted,
+    lines,
+    listens,
+    place,
+    running,
+    site_proxy,
+    supernode,
+    until,
+)
 
 ROOT = Path(__file__).parents[2]
 PULL = "/v1/fleet/pull-messages"
-WAIT_SECONDS = 60.0  # on a machine with much else to do; 3 s on an idle one
 
 # Counted here, so that a run without nginx says how much it did not show.
 _TESTS = Path(__file__).read_text().count("\n@needs_nginx\n")
@@ -80,25 +89,6 @@ def superlink(federation: tuple[Place, Front, SuperLink]) -> SuperLink:
 def hospital(at: Place) -> Iterator[httpx.Client]:
     with at.client(at.certify("hospital-a", "site")) as client:
         yield client
-
-
-def lines(front: Front) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (front.folder / "access.log").read_text().splitlines()]
-
-
-def asked(front: Front, client: httpx.Client, path: str, **how: Any) -> tuple[int, dict[str, Any]]:
-    """Asks by POST, or as told; returns the answer's status and the line that the front logged of it."""
-    before = len(lines(front))
-    status = client.request(**{"method": "POST", "url": path} | how).status_code
-    until(lambda: len(lines(front)) > before, "a line of the log")
-    return status, lines(front)[-1]
-
-
-def until(true: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + WAIT_SECONDS
-    while not true():
-        assert time.monotonic() < end, f"waited {WAIT_SECONDS} s for {what}"
-        time.sleep(0.02)
 
 
 def test_routes_and_headers_are_those_of_the_pinned_flower() -> None:
@@ -370,7 +360,7 @@ def test_the_superlink_is_known_by_its_certificate(tmp_path: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(other.home.pki / "server.crt", other.home.pki / "server.key")
     with socket.create_server(("127.0.0.1", at.home.settings.fleet_port)) as listener, fronted(at):
-        fake = threading.Thread(target=lambda: _answer(context, listener), daemon=True)
+        fake = threading.Thread(target=lambda: answer_once(context, listener), daemon=True)
         fake.start()
         with at.client(at.certify("hospital-a", "site")) as client:
             assert client.post(PULL).status_code == 502
@@ -437,97 +427,3 @@ def test_it_listens_to_the_outside_only_where_hospitals_come_from_there(tmp_path
 def test_a_folder_whose_name_would_be_configuration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DeploymentError, match="sign in its name"):
         configuration(place(tmp_path / 'x";include $y').home)
-
-
-def fleet(at: Place, files: tuple[Path, Path], node_key: Path) -> FleetHttpClient:
-    """Flower's own connection of a node, which shows a certificate too."""
-    context, private = at.trusting(), load_ssh_private_key(node_key.read_bytes(), None)
-    context.load_cert_chain(*files)
-    assert isinstance(private, EllipticCurvePrivateKey)
-    signed = NodeAuthHttpInterceptor(private, private.public_key())
-    return FleetHttpClient(at.url, interceptors=[signed], verify=context)
-
-
-# --- processes ----------------------------------------------------------------------------------------
-
-
-class running:
-    """A process for as long as the block lasts."""
-
-    def __init__(self, command: list[str], log: Path) -> None:
-        self._command, self._log = command, log
-
-    def __enter__(self) -> None:
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                self._command, stdout=log, stderr=log, env=environment(), start_new_session=True
-            )
-
-    def __exit__(self, *_: object) -> None:
-        os.killpg(self._process.pid, signal.SIGTERM)
-        try:
-            self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait(5)
-
-
-def site_proxy(at: Place, folder: Path, port: int) -> list[str]:
-    """Sets up deploy/nginx/site-proxy.conf as its own comment says."""
-    text = (ROOT / "deploy" / "nginx" / "site-proxy.conf").read_text()
-    for ours, theirs in (
-        ("coordinator.example.org:9443", f"localhost:{at.home.settings.front_port}"),
-        ("coordinator.example.org", "localhost"),
-        ("127.0.0.1:9444", f"127.0.0.1:{port}"),
-    ):
-        assert ours in text
-        text = text.replace(ours, theirs)
-    (folder / "site-proxy.conf").write_text(text)
-    tls = folder / "tls"
-    tls.mkdir(mode=0o700)
-    leaf, key = at.certify("stock", "site")
-    for source, name in ((at.home.pki / "ca.crt", "ca.crt"), (leaf, "site.crt"), (key, "site.key")):
-        (tls / name).write_bytes(source.read_bytes())
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc"),
-            *(
-                "-days",
-                "365",
-                "-subj",
-                "/CN=localhost",
-                "-addext",
-                "subjectAltName=DNS:localhost,IP:127.0.0.1",
-            ),
-            *("-keyout", str(tls / "loopback.key"), "-out", str(tls / "loopback.crt")),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    assert NGINX
-    return [NGINX, "-p", str(folder), "-e", "error.log", "-c", "site-proxy.conf"]
-
-
-def supernode(folder: Path, port: int) -> list[str]:
-    (api,) = free_ports(1)
-    return [
-        str(Path(sys.executable).with_name("flower-supernode")),
-        *("--superlink", f"127.0.0.1:{port}", "--root-certificates", str(folder / "tls" / "loopback.crt")),
-        *("--auth-supernode-private-key", str(folder / "node.key")),
-        *("--host", "127.0.0.1", "--port", str(api)),
-    ]
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _answer(context: ssl.SSLContext, listener: socket.socket) -> None:
-    line, _ = listener.accept()
-    try:
-        with context.wrap_socket(line, server_side=True) as secured:
-            secured.recv(1000)
-            secured.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-    except (ssl.SSLError, ConnectionError):
-        pass
