@@ -11,8 +11,7 @@ Guarantees:
   - Nothing that the coordinator says is believed without its signature: an offer is what was signed, and the study has
     the digest that it is offered under.
   - Files that come are whole or not there; a model goes on where its transfer broke off.
-  - A certificate is renewed when two thirds of its life are over, by this object or by another process of this folder,
-    without a call that fails.
+  - The certificate stays in force by itself: `certified_line.py`.
 """
 
 import logging
@@ -20,19 +19,18 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
-from sottovoce.client.enrolment import AUTHORITY, LOCK, Place, enrol
+from sottovoce.client.certified_line import CertifiedLine
+from sottovoce.client.enrolment import Place, enrol
 from sottovoce.client.home import Hospital
 from sottovoce.client.received import KeptOffer, ModelSeen, OfferSeen, checked_model, checked_offer, finish
 from sottovoce.client.secure_folder import ROSTERS
 from sottovoce.client.site_ledger import SECURE
-from sottovoce.client.tls_folder import Pair, TlsFolder
 from sottovoce.client.witnessing import Fork, Memory, Seen, Shown, known_identities
 from sottovoce.common.config import canonical
 from sottovoce.common.consortium import consortium_pb2 as schema
-from sottovoce.common.consortium.channel import PATIENCE_SECONDS, BrokenStream, Connection
+from sottovoce.common.consortium.channel import PATIENCE_SECONDS, BrokenStream
 from sottovoce.common.consortium.cosigned_files import Cosigned, Witness, write_cosigned
 from sottovoce.common.consortium.schema import as_plain
 from sottovoce.common.consortium.statements import (
@@ -40,7 +38,7 @@ from sottovoce.common.consortium.statements import (
     CheckpointStatement,
     signed,
 )
-from sottovoce.common.errors import DeploymentError, LedgerError, SottovoceError
+from sottovoce.common.errors import DeploymentError, LedgerError
 from sottovoce.common.files import lock_file, write_whole
 from sottovoce.common.ledger.checkpoint import parse
 from sottovoce.common.ledger.cosignature import cosign
@@ -48,7 +46,7 @@ from sottovoce.common.ledger.entries import Approval, Denial
 from sottovoce.common.ledger.reader import LineRefused, Reader, lines_of
 from sottovoce.common.ledger.reading import newest_checkpoint, read_ledger, readable_entries
 from sottovoce.common.ledger.witness import proof_since
-from sottovoce.common.pki import EARLY_SECONDS, Peer, belongs_to, verified_peer
+from sottovoce.common.pki import Peer
 from sottovoce.common.study import Study
 
 OFFER_FILE, WITNESS_LOCK = "offer.json", "witness.lock"
@@ -66,13 +64,8 @@ class Witnessed:
     forks: tuple[Fork, ...]
 
 
-class ConsortiumClient:
+class ConsortiumClient(CertifiedLine):
     """Calls for one folder. Not for two threads at once."""
-
-    def __init__(self, place: Place, *, patience_seconds: float = PATIENCE_SECONDS) -> None:
-        self._place, self._patience = place, patience_seconds
-        self._tls = TlsFolder(place.tls)
-        self._open: tuple[Path, Connection] | None = None
 
     @staticmethod
     def enrol(place: Place, invitation: Path, *, patience_seconds: float = PATIENCE_SECONDS) -> Peer:
@@ -80,44 +73,11 @@ class ConsortiumClient:
         persons = not isinstance(place, Hospital)
         return enrol(place, invitation, persons=persons, patience_seconds=patience_seconds)
 
-    # --- certificates ---------------------------------------------------------------------------------
-
-    def renew(self, *, now: float | None = None) -> bool:
-        """Renews the certificate if two thirds of its life are over; says whether it did.
-
-        Raises:
-            DeploymentError, CertificateError: it could not; the old one holds as long as it does.
-        """
-        pair = self._pair()
-        if (time.time() if now is None else now) < due_at(pair.peer):
-            return False
-        try:
-            with lock_file(self._place.tls / LOCK):
-                if self._pair().folder != pair.folder:  # another process was first
-                    return False
-                pending = self._tls.begin(f"renewal of {pair.peer.serial}")
-                request = schema.RenewRequest(certificate_request=pending.request)
-                certificate = str(self._connection(pair).call("Renew", request).certificate)
-                self._check(certificate, pair.peer, pending.key_file)
-                self._tls.adopt(pending, certificate)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            raise DeploymentError(f"{self._place.tls}: cannot be written ({error.strerror}).") from None
-        return True
-
-    def _check(self, certificate: str, before: Peer, key_file: Path) -> None:
-        peer = verified_peer(certificate, self._authority())
-        if (peer.name, peer.role) != (before.name, before.role) or not belongs_to(certificate, key_file):
-            raise DeploymentError(
-                f"Expected a certificate for {before.name!r} of the key made here; came another."
-            )
-
     # --- studies --------------------------------------------------------------------------------------
 
     def offers(self) -> tuple[OfferSeen, ...]:
         """Returns the studies that are offered here, oldest first."""
-        found = self._call("ListOffers", schema.ListOffersRequest())
+        found = self.call("ListOffers", schema.ListOffersRequest())
         return tuple(
             OfferSeen(
                 study=one.study,
@@ -137,7 +97,7 @@ class ConsortiumClient:
         """
         hospital = self._hospital()
         folder = hospital.study_folder(digest)
-        found = self._call("FetchOffer", schema.FetchOfferRequest(study=digest))
+        found = self.call("FetchOffer", schema.FetchOfferRequest(study=digest))
         offer = KeptOffer(
             format=1,
             study=found.study,
@@ -170,14 +130,14 @@ class ConsortiumClient:
         instance, entry = self._decision(digest, decision)
         said = ApprovalStatement(
             study=digest,
-            site=self._place.site,
+            site=self.place.site,
             decision=decision,
             instance=instance,
             entry=entry,
             decided_at=int(time.time()),
         )
         facts = {key: value for key, value in vars(said).items() if key != "site"}
-        self._call("SendApproval", schema.Approval(**facts, signature=signed(self._place.identity, said)))
+        self.call("SendApproval", schema.Approval(**facts, signature=signed(self.place.identity, said)))
         return entry
 
     def _decision(self, digest: str, decision: str) -> tuple[str, int]:
@@ -209,8 +169,8 @@ class ConsortiumClient:
         except LineRefused as refusal:
             raise LedgerError(f"The ledger cannot be believed: {refusal}.") from None
         key, size = reader.signers[-1], len(reader.hashes)
-        said = CheckpointStatement(site=self._place.site, ledger_key=key, note=note)
-        word = schema.Note(note=note, ledger_key=key, signature=signed(self._place.identity, said))
+        said = CheckpointStatement(site=self.place.site, ledger_key=key, note=note)
+        word = schema.Note(note=note, ledger_key=key, signature=signed(self.place.identity, said))
         kept, missing = 0, list[int]()
         for _ in range(
             4
@@ -225,7 +185,7 @@ class ConsortiumClient:
                     if one < size
                 ],
             )
-            answer = self._call("SendCheckpoint", request)
+            answer = self.call("SendCheckpoint", request)
             if answer.accepted and not answer.missing:
                 return int(answer.kept_size)
             kept, missing = int(answer.kept_size), list(answer.missing)
@@ -257,9 +217,9 @@ class ConsortiumClient:
             schema.Kept(site=site, identity=seen.identity, size=seen.size)
             for site, seen in memory.seen.items()
         ]
-        answer, more = self._call("FetchCheckpoints", schema.FetchCheckpointsRequest(kept=kept)), False
+        answer, more = self.call("FetchCheckpoints", schema.FetchCheckpointsRequest(kept=kept)), False
         for line in answer.lines:
-            if line.site == self._place.site:  # nobody is a witness of its own ledger
+            if line.site == self.place.site:  # nobody is a witness of its own ledger
                 continue
             judged = memory.judge(_shown(line))
             if isinstance(judged, Fork):
@@ -272,18 +232,18 @@ class ConsortiumClient:
         return more
 
     def _cosign(self, site: str, seen: Seen) -> None:
-        made = cosign(parse(seen.note), self._place.identity, witness=self._place.site, now=int(time.time()))
+        made = cosign(parse(seen.note), self.place.identity, witness=self.place.site, now=int(time.time()))
         request = schema.Cosignature(
             site=site, note=seen.note, witnessed_at=made.witnessed_at, signature=made.signature
         )
-        self._call("SendCosignature", request)
+        self.call("SendCosignature", request)
 
     # --- models and status ----------------------------------------------------------------------------
 
     def models(self) -> tuple[ModelSeen, ...]:
         """Returns the released models that the coordinator signed. Raises: DeploymentError for one it did not."""
-        found = self._call("ListModels", schema.ListModelsRequest()).models
-        return tuple(checked_model(one, self._place.coordinator.public_key) for one in found)
+        found = self.call("ListModels", schema.ListModelsRequest()).models
+        return tuple(checked_model(one, self.place.coordinator.public_key) for one in found)
 
     def fetch_model(
         self, model: ModelSeen, out: Path, *, progress: Callable[[int], None] = lambda _: None
@@ -313,7 +273,7 @@ class ConsortiumClient:
             if offset >= model.n_bytes:
                 return
             request = schema.FetchModelRequest(sha256=model.sha256, offset=offset)
-            connection = self._connection(self._fresh())
+            connection = self.connection(self.fresh())
             for chunk in connection.stream("FetchModel", request, seconds=STREAM_SECONDS):
                 if chunk.offset != offset or offset + len(chunk.data) > model.n_bytes:
                     raise DeploymentError("Expected the next bytes of the model; came others.")
@@ -323,15 +283,15 @@ class ConsortiumClient:
 
     def status(self) -> dict[str, Any]:
         """Returns who takes part and how far they are; for persons alone."""
-        return as_plain(self._call("Status", schema.StatusRequest()))
+        return as_plain(self.call("Status", schema.StatusRequest()))
 
     def cosignatures(self) -> list[dict[str, Any]]:
         """Returns who witnessed which checkpoint: of this site's ledger; a person sees all."""
-        return list(as_plain(self._call("FetchCosignatures", schema.FetchCosignaturesRequest()))["cosigned"])
+        return list(as_plain(self.call("FetchCosignatures", schema.FetchCosignaturesRequest()))["cosigned"])
 
     def export_cosigned(self, folder: Path) -> tuple[Path, ...]:
         """Writes the cosigned checkpoints as files for `sottovoce ledger verify --seen`; see `cosigned_files`."""
-        found = self._call("FetchCosignatures", schema.FetchCosignaturesRequest()).cosigned
+        found = self.call("FetchCosignatures", schema.FetchCosignaturesRequest()).cosigned
         return write_cosigned(
             folder,
             [
@@ -352,79 +312,10 @@ class ConsortiumClient:
             ],
         )
 
-    # --- the connection -------------------------------------------------------------------------------
-
-    def close(self) -> None:
-        """Closes the connection."""
-        if self._open is not None:
-            self._open[1].close()
-            self._open = None
-
-    def __enter__(self) -> "ConsortiumClient":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _call(self, name: str, request: Any) -> Any:
-        return self._connection(self._fresh()).call(name, request)
-
-    def _fresh(self) -> Pair:
-        """Returns the pair to call with, renewed if it is time; one that could not be is used as long as it holds."""
-        try:
-            self.renew()
-        except SottovoceError as error:
-            _log.warning("the certificate could not be renewed: %s", error)
-        pair = self._pair()
-        if time.time() > pair.peer.not_after:
-            raise DeploymentError(
-                f"{self._place.tls}: the certificate of {pair.peer.name!r} is over. Ask the coordinator for a new "
-                "invitation, and enrol again."
-            )
-        return pair
-
-    def _pair(self) -> Pair:
-        pair = self._tls.current()
-        if pair is None:
-            raise DeploymentError(
-                f"{self._place.folder}: nobody has enrolled here. Use `sottovoce client init --invitation FILE`."
-            )
-        return pair
-
-    def _connection(self, pair: Pair) -> Connection:
-        if self._open is not None and self._open[0] == pair.folder:
-            return self._open[1]
-        self.close()
-        connection = Connection(
-            self._place.coordinator.consortium,
-            authority=self._authority(),
-            certificate=pair.certificate,
-            key=pair.key,
-            patience_seconds=self._patience,
-        )
-        self._open = (pair.folder, connection)
-        return connection
-
-    def _authority(self) -> str:
-        try:
-            return (self._place.tls / AUTHORITY).read_text()
-        except (OSError, UnicodeDecodeError):
-            raise DeploymentError(
-                f"{self._place.tls / AUTHORITY}: expected the authority's certificate; it cannot be read. Enrol again."
-            ) from None
-
     def _hospital(self) -> Hospital:
-        if not isinstance(self._place, Hospital):
+        if not isinstance(self.place, Hospital):
             raise DeploymentError("Expected a hospital's folder; this is a person's. A site does this.")
-        return self._place
-
-
-def due_at(peer: Peer) -> float:
-    """Returns when a certificate is to be renewed: at two thirds of its life."""
-    begun = peer.not_before + EARLY_SECONDS
-    return begun + (peer.not_after - begun) * 2 / 3
+        return self.place
 
 
 def _shown(line: Any) -> Shown:
