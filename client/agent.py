@@ -32,8 +32,9 @@ from sottovoce.client.fleet import HEARTBEAT_SECONDS, Delivery, Fleet, connect, 
 from sottovoce.client.home import Hospital
 from sottovoce.client.line import CERTIFICATE
 from sottovoce.client.worker import Answered, Failure, Worker
-from sottovoce.common.errors import CertificateError, DeploymentError, SottovoceError
+from sottovoce.common.errors import DeploymentError, SottovoceError
 from sottovoce.common.flower import VERSION, Context, ErrorCode, Message, RecordDict, error_reply
+from sottovoce.common.monitoring import Metrics
 from sottovoce.common.pki import peer_of, read_pem
 
 HOSPITAL_APP = "sottovoce.client.hospital:app"
@@ -49,6 +50,8 @@ ENDINGS: dict[Failure, str] = {
     "died": "this site's worker process ended in the middle of it",
     "stopped": "this site was stopped by its operator",
 }
+OUTCOMES = {ENDINGS["late"]: "late", ENDINGS["died"]: "failed", ENDINGS["stopped"]: "stopped"}
+LOOK_SECONDS = 60.0
 
 _log = logging.getLogger("sottovoce.client.agent")
 
@@ -75,7 +78,7 @@ def run_agent(
     handler = files.log_to(_log, hospital.run)
     try:
         with _signals(ending):
-            _Agent(hospital, app, ending, lock, Chores(chores)).run()
+            _Agent(hospital, app, ending, lock, chores).run()
     finally:
         _log.removeHandler(handler)
         handler.close()
@@ -86,10 +89,18 @@ class _Agent:
     """One start of an agent."""
 
     def __init__(
-        self, hospital: Hospital, app: str, ending: threading.Event, lock: files.AgentLock, chores: Chores
+        self,
+        hospital: Hospital,
+        app: str,
+        ending: threading.Event,
+        lock: files.AgentLock,
+        chores: Sequence[Chore],
     ) -> None:
         self._hospital, self._app, self._ending, self._lock = hospital, app, ending, lock
-        self._chores = chores
+        look = Chore(
+            name="look at the certificate", period_seconds=LOOK_SECONDS, work=self._look_at_certificate
+        )
+        self._chores, self._metrics = Chores([look, *chores]), Metrics("hospital")
         self._journal = files.Journal(hospital.run)
         before = files.read_status(hospital.run).get("node")
         self._node_id = before if isinstance(before, int) else 0
@@ -107,7 +118,14 @@ class _Agent:
         self._worker = self._new_worker()
 
     def run(self) -> None:
-        """Works until the end is asked for."""
+        """Works until the end is asked for. Raises: DeploymentError where the port for metrics is taken."""
+        try:
+            with self._metrics.served(self._hospital.settings.metrics_port):
+                self._run()
+        finally:
+            self._worker.close()
+
+    def _run(self) -> None:
         _log.info("the agent of %s started", self._hospital.site)
         self._chores.start(lambda: self._status.set(chores=self._chores.report()))
         pause = FIRST_PAUSE
@@ -130,7 +148,6 @@ class _Agent:
                 self._ending.wait(min(pause, LONGEST_PAUSE))
         finally:
             self._chores.close()
-            self._worker.close()
             self._status.set(connected=False, error="", ended=files.now())
             _log.info("the agent ended")
 
@@ -143,7 +160,6 @@ class _Agent:
             connected_since=files.now(),
             error="",
             node=fleet.node_id,
-            certificate_ends=self._certificate_ends(),
             clock_off_seconds=round(fleet.clock_off or 0.0, 1),
         )
         self._status.count("connections")
@@ -155,11 +171,10 @@ class _Agent:
             _log.warning("%s", said)
         self._status.set(connected=False, error=said)
 
-    def _certificate_ends(self) -> float | None:
-        try:
-            return peer_of(read_pem(self._hospital.tls / CERTIFICATE)).not_after
-        except CertificateError:
-            return None
+    def _look_at_certificate(self) -> None:
+        ends = peer_of(read_pem(self._hospital.tls / CERTIFICATE)).not_after
+        self._metrics.certificate("site", ends - time.time())
+        self._status.set(certificate_ends=ends)
 
     def _work(self, fleet: Fleet) -> None:
         """Answers messages until the line fails or the end is asked for."""
@@ -200,9 +215,9 @@ class _Agent:
             reply = self._reply(fleet, delivery, until)
         outcome = "refused" if reply.has_error() else "answered"
         try:
-            fleet.send(reply, time.monotonic() - began, until=until)
+            fleet.send(reply, until=until)
         except DeploymentError as error:
-            outcome = "not sent"
+            outcome = "failed"
             if error.reason != "run_over":
                 raise  # it stays on the journal: the next connection answers it
         finally:
@@ -228,6 +243,7 @@ class _Agent:
     def _refused(self, delivery: Delivery, reason: str, text: str) -> None:
         phase = _phase(delivery.envelope)
         files.refuse(self._hospital.run, reason, run=str(delivery.run_id), phase=phase, text=text)
+        self._metrics.refused(reason)
 
     def _verdict(self, fleet: Fleet, run_id: int, until: float) -> str:
         """Returns why a run's messages are refused; nothing for a run with the codeless bundle."""
@@ -278,7 +294,7 @@ class _Agent:
             asked = envelope_of(left)
             if asked.metadata.created_at + asked.metadata.ttl > time.time():
                 reply = error_reply(asked, RESTARTED, ErrorCode.CLIENT_APP_CRASHED)
-                fleet.send(reply, 0.0, until=time.monotonic() + LEAST_SECONDS)
+                fleet.send(reply, until=time.monotonic() + LEAST_SECONDS)
                 _log.warning("a message was answered with an error: %s", RESTARTED)
         except DeploymentError as error:
             if error.reason != "run_over":
@@ -290,9 +306,10 @@ class _Agent:
 
     def _note(self, asked: Message, reply: Message, outcome: str, seconds: float) -> None:
         metadata = asked.metadata
-        why = reply.error.reason if reply.has_error() else ""
+        why = (reply.error.reason or "") if reply.has_error() else ""
+        self._metrics.message(metadata.message_type, OUTCOMES.get(why, outcome), seconds=seconds)
         self._status.count("messages")
-        self._status.count(outcome.replace(" ", "_"))
+        self._status.count(outcome)
         self._status.count("seconds", seconds)
         last: dict[str, Any] = {
             "run": str(metadata.run_id),

@@ -4,7 +4,7 @@
         delivery = fleet.receive()                     # None: nothing is waiting
         message = fleet.pull(delivery, until=...)      # its objects, bounded and checked
         fleet.confirm(delivery, until=...)
-        fleet.send(reply, seconds, until=...)
+        fleet.send(reply, until=...)
 
 Flower's `http_request_response` is not used: it retries for ever, and ends the process from within when a request is
 refused. What carries the requests, and what is wrong when they fail, is in `line.py` and `trouble.py`.
@@ -217,8 +217,8 @@ class Fleet:
         )
         self._line.call(FleetHttpClient.ConfirmMessageReceived, request, until=until)
 
-    def send(self, reply: Message, seconds: float, *, until: float) -> None:
-        """Gives a reply back. What arrived before a line broke is not sent again."""
+    def send(self, reply: Message, *, until: float) -> None:
+        """Gives a reply back. How long it took here is not told: that depends on who was drawn."""
         with no_object_id_recompute():
             reply.metadata.__dict__["_message_id"] = reply.object_id
             tree, objects = get_object_tree(reply), get_all_nested_objects(reply)
@@ -227,7 +227,7 @@ class Fleet:
                 node=self._node,
                 messages_list=[message_to_proto(bare)],
                 message_object_trees=[tree],
-                clientapp_runtime_list=[seconds],
+                clientapp_runtime_list=[0.0],
             )
             response = self._line.call(FleetHttpClient.PushMessages, request, until=until)
             wanted, session, run_id = (

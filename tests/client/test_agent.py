@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from sottovoce.client import agent, agent_files
@@ -38,7 +39,8 @@ def counts(hospital: Hospital) -> Mapping[str, float]:
 @pytest.fixture(scope="module")
 def site(superlink: superlinks.Superlink) -> Iterator[tuple[Hospital, int]]:
     """A hospital whose agent runs, for tests that leave it as it was."""
-    hospital = superlink.hospital("agent-site")
+    settings = f"poll_seconds = 0.05\nmetrics_port = {superlink.free_port()}\n"
+    hospital = superlink.hospital("agent-site", settings=settings)
     with agent_thread(hospital):
         until(lambda: connected(hospital))
         yield hospital, superlink.nodes["agent-site"]
@@ -101,12 +103,22 @@ def test_the_status_holds_counts_and_durations_and_the_log_a_line_a_message(
     last = until(lambda: read_status(hospital.run).get("last"))
     assert set(last) == {"run", "round", "phase", "when", "seconds", "outcome", "why"}
     assert (last["round"], last["phase"]) == ("round 1 attempt 0", "train")
-    said = read_status(hospital.run)
+    said = until(lambda: "certificate_ends" in read_status(hospital.run) and read_status(hospital.run))
     assert said["certificate_ends"] > time.time()
     assert abs(said["clock_off_seconds"]) < 5
     assert (hospital.run / agent_files.LOG).read_text().count("round 1 attempt 0, train") == counts(hospital)[
         "messages"
     ]
+
+
+def test_metrics_are_counts_and_coarse_durations_for_this_machine(
+    superlink: superlinks.Superlink, site: tuple[Hospital, int]
+) -> None:
+    superlink.echo().ask(site[1])
+    port = site[0].settings.metrics_port
+    text = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+    assert 'sottovoce_messages_total{outcome="answered",phase="train"}' in text
+    assert "agent-site" not in text
 
 
 # --- what is refused ----------------------------------------------------------------------------------------
