@@ -1,5 +1,6 @@
 """Claims of the sealed grid: the same bits as without it, and nothing that a carrier does to messages is believed."""
 
+import json
 import os
 import re
 import signal
@@ -162,7 +163,7 @@ class Carrier(InProcessGrid):
 
     def __init__(self, place: SealedFederation, spoil: "Spoil", app: ClientApp) -> None:
         super().__init__(app, place.nodes(), {})
-        self.spoil, self.spoils = spoil, False
+        self.place, self.spoil, self.spoils = place, spoil, False
         self.questions: list[Message] = []
         self.replies: list[Message] = []
 
@@ -221,6 +222,17 @@ def _forged(carrier: Carrier, reply: Message) -> RecordDict:
     )
 
 
+def _signed_anew(carrier: Carrier, reply: Message, **changes: Any) -> RecordDict:
+    """The site's own reply to the question, with another header under its own key."""
+    envelope = unwrapped(reply.content)
+    facts = {
+        name: value
+        for name, value in json.loads(envelope.header).items()
+        if name not in ("format", "body_sha256")
+    }
+    return wrapped(seal(carrier.place.hospitals[BAD].identity, body=envelope.body, **facts | changes))
+
+
 CARRIED: dict[str, tuple[Spoil, str, str]] = {
     # at the site: what it writes down, and what the round says of it
     "a question with a swapped body": (
@@ -246,6 +258,12 @@ CARRIED: dict[str, tuple[Spoil, str, str]] = {
     "a forged reply": (changed_reply(_forged), "", r"\(signature\)"),
     "a plain reply": (
         changed_reply(lambda c, r: RecordDict({"config": ConfigRecord({"site": BAD})})), "", r"\(frame\)",
+    ),
+    "a reply of another round by the site itself": (
+        changed_reply(lambda c, r: _signed_anew(c, r, round=7)), "", r"\(answers\)",
+    ),
+    "a reply of another study by the site itself": (
+        changed_reply(lambda c, r: _signed_anew(c, r, run="3" * 64)), "", r"\(answers\)",
     ),
     "no records": (changed_reply(lambda c, r: RecordDict()), "", r"\(frame\)"),
     "an error in its place": (
@@ -433,6 +451,19 @@ def test_questions_that_nobody_waits_for_are_forgotten(
     monkeypatch.setattr(sealed_module, "FORGET_SECONDS", -10_000)
     list(sealed.push_messages([]))
     assert sealed._open == {}
+
+
+def test_a_reply_above_the_coordinator_s_bound_is_refused(tmp_path: Path) -> None:
+    place = federation(tmp_path)
+    sealed = SealedGrid(
+        place.grid(), key=place.key, run=place.study.digest(), sites=lambda: place.sites, log=place.log.append,
+        sequence=tmp_path / "sequence", max_body_bytes=10,
+    )  # fmt: skip
+    for nodes in ({}, {1: "site-1"}):
+        sealed._names = nodes
+        (key,) = sealed.push_messages([Message(RecordDict(), 1, MessageType.QUERY, ttl=30.0)])
+        (reply,) = sealed.pull_messages([key])
+        assert "(size)" in reply.error.reason
 
 
 def test_what_cannot_be_sealed_is_answered_here(tmp_path: Path) -> None:
