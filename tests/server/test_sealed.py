@@ -33,7 +33,7 @@ from sottovoce.common.records import pack
 from sottovoce.common.sealing import unwrapped, wrapped
 from sottovoce.common.study import Execution
 from sottovoce.server import sealed as sealed_module
-from sottovoce.server.exchange import roster
+from sottovoce.server.exchange import GridExchange, roster
 from sottovoce.server.rounds import Outcome, RoundRecord, run
 from sottovoce.server.sealed import SealedGrid
 from sottovoce.simulations.engines import open_exchange
@@ -345,8 +345,6 @@ def test_a_site_without_an_approval_answers_nothing_and_the_round_goes_on(tmp_pa
 
 def _without_name(place: SealedFederation) -> Outcome:
     """Runs with nodes that are known beforehand, as a deployed run does: a site that refuses says no name either."""
-    from sottovoce.server.exchange import GridExchange
-
     grid = place.grid()
     sealed = SealedGrid(
         grid, key=place.key, run=place.study.digest(), sites=lambda: place.sites, sequence=place.folder / "sequence",
@@ -453,17 +451,21 @@ def test_questions_that_nobody_waits_for_are_forgotten(
     assert sealed._open == {}
 
 
-def test_a_reply_above_the_coordinator_s_bound_is_refused(tmp_path: Path) -> None:
+def test_replies_above_the_coordinator_s_bound_are_refused(tmp_path: Path) -> None:
     place = federation(tmp_path)
-    sealed = SealedGrid(
-        place.grid(), key=place.key, run=place.study.digest(), sites=lambda: place.sites, log=place.log.append,
-        sequence=tmp_path / "sequence", max_body_bytes=10,
-    )  # fmt: skip
-    for nodes in ({}, {1: "site-1"}):
-        sealed._names = nodes
-        (key,) = sealed.push_messages([Message(RecordDict(), 1, MessageType.QUERY, ttl=30.0)])
-        (reply,) = sealed.pull_messages([key])
-        assert "(size)" in reply.error.reason
+    for bound, nodes in ((10, {}), (300, place.grid().sites)):
+        sealed = SealedGrid(
+            place.grid(), key=place.key, run=place.study.digest(), sites=lambda: place.sites, log=place.log.append,
+            sequence=tmp_path / "sequence", nodes=nodes, max_body_bytes=bound,
+        )  # fmt: skip
+        if nodes:
+            with pytest.raises(QuorumError, match=r"refused \(size\)"):
+                run(GridExchange(sealed, nodes), place.study, cell=CELL, weights=place.weights)
+        else:
+            (reply,) = sealed.send_and_receive(
+                [Message(RecordDict(), 1, MessageType.QUERY, ttl=30.0)], timeout=9.0
+            )
+            assert "(size)" in reply.error.reason
 
 
 def test_what_cannot_be_sealed_is_answered_here(tmp_path: Path) -> None:
