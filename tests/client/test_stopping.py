@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sottovoce.client import agent_files, stopping
+from sottovoce.client.agent import run_agent
 from sottovoce.client.agent_files import read_status
 from sottovoce.client.home import Hospital
 from sottovoce.client.stopping import allow, stop
@@ -77,37 +78,27 @@ def test_stop_now_ends_training_within_five_seconds_burns_and_names_what_had_lef
     assert "stopped" in run.wait(asked, 10)["replies"][str(node)]["error"], "the round need not wait"
 
 
-def test_a_stop_outlives_restarts_until_it_is_taken_back(
-    superlink: superlinks.Superlink, run: superlinks.Run
-) -> None:
-    hospital = ready(superlink, "stop-stays")
-    assert stop(hospital, now=True).agent == "was not running"
-    with agent(hospital, app=APP) as process:
-        assert process.wait(20) != 0
-        assert "--resume" in (hospital.folder / "agent.out").read_text()
-    allow(hospital)
-    with agent(hospital, app=APP):
-        until(lambda: read_status(hospital.run).get("connected"))
-        assert "config" in run.ask(superlink.nodes["stop-stays"], config={"round": 1})
-        assert stop(hospital, now=False).left[0].rounds == (1,)
-
-
-def test_a_stop_without_now_waits_for_the_message_under_way(
+def test_a_stop_outlives_restarts_until_it_is_taken_back_and_one_without_now_waits_for_the_message(
     superlink: superlinks.Superlink, run: superlinks.Run, tmp_path: Path
 ) -> None:
     hospital, mark = ready(superlink, "stop-later"), tmp_path / "at-work"
-    with agent(hospital, app=APP):
+    node = superlink.nodes["stop-later"]
+    assert stop(hospital, now=True).agent == "was not running"
+    with pytest.raises(DeploymentError, match="--resume"):
+        run_agent(hospital, app=APP)
+    allow(hospital)
+    with agent(hospital, app=APP) as process:
         until(lambda: read_status(hospital.run).get("connected"))
-        asked = run.start(
-            superlink.nodes["stop-later"], config={"round": 1, "sleep": 2.0, "touch": str(mark)}
-        )
+        asked = run.start(node, config={"round": 1, "sleep": 2.0, "touch": str(mark)})
         until(mark.exists)
         with pytest.raises(DeploymentError, match="--now"):
             stop(hospital, now=False, within=0.2)
         stopped = stop(hospital, now=False)
+        assert process.wait(5) == 0
     assert stopped.burned == ()
     assert stopped.left[0].rounds == (1,)
-    assert "config" in run.wait(asked)["replies"][str(superlink.nodes["stop-later"])]
+    assert "config" in run.wait(asked)["replies"][str(node)], "SIGTERM finishes the message"
+    assert node not in run.nodes(), "and the agent said that it left"
 
 
 def deaf(tmp_path: Path) -> subprocess.Popen[bytes]:

@@ -32,14 +32,6 @@ def train(message: Message, context: Context) -> Message:
     return Message(RecordDict(records), reply_to=message)
 
 
-@app.train("fresh")
-def train_fresh(message: Message, context: Context) -> Message:
-    """Sends back what came, whatever was asked before."""
-    content: Any = message.content
-    config = ConfigRecord({"body": content["config"]["body"]})
-    return Message(RecordDict({"config": config, "arrays": content["arrays"]}), reply_to=message)
-
-
 releasing = ClientApp()
 
 

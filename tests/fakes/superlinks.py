@@ -63,7 +63,7 @@ class Run:
         return found
 
     def start(self, *nodes: int, kind: str = "train", n_bytes: int = 8, floats: int = 0, ttl: float = 60.0,
-              patience: float = 60.0, config: Mapping[str, Any] | None = None) -> int:  # fmt: skip
+              patience: float = 60.0, config: Mapping[str, Any] | None = None, **more: Any) -> int:  # fmt: skip
         """Sends a message to nodes, and does not wait. Returns a number to wait with."""
         ask = {
             "kind": kind,
@@ -73,7 +73,7 @@ class Run:
             "ttl": ttl,
             "patience": patience,
         }
-        return self._write(ask | {"config": dict(config or {})})
+        return self._write(ask | {"config": dict(config or {}), **more})
 
     def wait(self, n: int, patience: float = 60.0) -> Any:
         """Returns what came for a message: {"seconds", "replies": {node: ...}}."""
@@ -135,11 +135,15 @@ class Superlink:
         self.equip(hospital, registered=registered)
         return hospital
 
-    def equip(self, hospital: Hospital, *, registered: bool = True) -> None:
+    def equip(self, hospital: Hospital, *, registered: bool = True, coordinator: str = "0" * 64) -> None:
         """Gives a hospital certificates, a node key and this SuperLink's address, and registers it."""
         hospital.pin(
             Coordinator(
-                format=1, name="consortium", public_key="0" * 64, fleet=self.address, consortium="127.0.0.1:1"
+                format=1,
+                name="consortium",
+                public_key=coordinator,
+                fleet=self.address,
+                consortium="127.0.0.1:1",
             )
         )
         tls, site = hospital.tls, hospital.site
@@ -273,8 +277,9 @@ def agent(hospital: Hospital, *, app: str = ECHO) -> Iterator[subprocess.Popen[b
 
 
 @contextmanager
-def supernode(hospital: Hospital, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs Flower's own SuperNode for a hospital, without our agent; `port` is its own, for its children."""
+def supernode(hospital: Hospital, *, app: str = "") -> Iterator[subprocess.Popen[bytes]]:
+    """Runs Flower's own SuperNode for a hospital, without our agent; it runs what a bundle names, not `app`."""
+    (port,) = fronts.free_ports(1)  # of its own, for its children
     command = [str(Path(sys.executable).with_name("flower-supernode"))]
     command += ["--superlink", hospital.coordinator.fleet, "--root-certificates", str(hospital.tls / CA)]
     command += ["--auth-supernode-private-key", str(hospital.tls / NODE_KEY)]
