@@ -17,6 +17,7 @@ The steps of a message, each of which may fail and leaves the others whole:
 """
 
 import logging
+import math
 import signal
 import threading
 import time
@@ -41,6 +42,7 @@ HOSPITAL_APP = "sottovoce.client.hospital:app"
 MAX_RUNS = 16  # whose state or verdict is remembered
 BRISK_SECONDS, BRISK_PAUSE = 3.0, 0.03  # phases of a round follow each other
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 3.0  # between tries to connect
+COMPUTED = ("train", "evaluate", "train.mask", "evaluate.mask")  # phases in which recordings are used
 LEAST_SECONDS = 1.0  # for the answer to a message whose time is nearly over
 
 RESTARTED = "this site restarted, or lost the line, in the middle of it"
@@ -214,6 +216,7 @@ class _Agent:
         else:
             reply = self._reply(fleet, delivery, until)
         outcome = "refused" if reply.has_error() else "answered"
+        self._hold(_phase(asked), began, until)
         try:
             fleet.send(reply, until=until)
         except DeploymentError as error:
@@ -224,6 +227,13 @@ class _Agent:
             self._note(asked, reply, outcome, time.monotonic() - began)
         with suppress(OSError):
             self._journal.end()
+
+    def _hold(self, phase: str, began: float, until: float) -> None:
+        """Lets an answer wait for its slot: how long training took depends on who was drawn."""
+        every = self._hospital.settings.reply_seconds
+        if every and phase in COMPUTED:
+            due = slot(began, time.monotonic(), every)
+            self._ending.wait(max(0.0, min(due, until - LEAST_SECONDS) - time.monotonic()))
 
     def _reply(self, fleet: Fleet, delivery: Delivery, until: float) -> Message:
         asked = delivery.envelope
@@ -346,6 +356,15 @@ class _Agent:
         self._worker.kill()
         if not self._ending.is_set():
             self._worker = self._new_worker()
+
+
+def slot(began: float, ready: float, every: float) -> float:
+    """Returns when an answer may leave: the next whole number of `every` seconds after its question began.
+
+    >>> [slot(100.0, ready, 5.0) for ready in (100.1, 104.9, 105.0, 105.1)]
+    [105.0, 105.0, 105.0, 110.0]
+    """
+    return began + every * max(1, math.ceil((ready - began) / every))
 
 
 def _beat(fleet: Fleet, over: threading.Event) -> None:

@@ -41,7 +41,8 @@ class HospitalSettings:
 
     `data` gives a folder for each corpus name of the studies; a port of 0 is none; seconds are of the agent.
     `features_key` names the key under which features lie sealed on the disk: a file's path, or `credential:NAME` of
-    systemd; `memory_folder` is where they are opened (`client/features_at_rest.py`).
+    systemd; `memory_folder` is where they are opened (`client/features_at_rest.py`). With `reply_seconds` an answer that
+    was computed from recordings leaves a whole number of so many seconds after its question; 0: when it is ready.
     """
 
     format: Literal[1]
@@ -50,6 +51,7 @@ class HospitalSettings:
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     workers: Annotated[int, Interval(1, 64)] = 1
     poll_seconds: Annotated[float, Interval(0.02, 60)] = 0.1
+    reply_seconds: Annotated[float, Interval(0, 3600)] = 0.0
     metrics_port: Port = 0
     max_message_bytes: Annotated[int, Interval(10_000, 2_000_000_000)] = 512_000_000
     features_key: Name | None = None
