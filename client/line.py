@@ -32,6 +32,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from sottovoce.client import trouble as troubles
+from sottovoce.client.tls_folder import CURRENT
 from sottovoce.common.errors import DeploymentError
 from sottovoce.common.keys import load_node_key
 
@@ -154,7 +155,9 @@ def tls_context(tls: Path) -> ssl.SSLContext:
         ) from None
     if (tls / CERTIFICATE).exists():
         try:
-            context.load_cert_chain(tls / CERTIFICATE, tls / CERTIFICATE_KEY)
+            # The link is followed once (`tls_folder.py`): a renewal in this moment must not mix two pairs.
+            pair = (tls / CURRENT).resolve() if (tls / CURRENT).is_symlink() else tls
+            context.load_cert_chain(pair / CERTIFICATE, pair / CERTIFICATE_KEY)
         except (OSError, ssl.SSLError):
             raise troubles.trouble(
                 "own_certificate",
