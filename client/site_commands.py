@@ -319,8 +319,12 @@ def _hand_in(hospital: "Hospital", digest: str, answer: object) -> None:
 
 
 def _left_row(left: dict[str, Any]) -> dict[str, Any]:
+    from sottovoce.common.privacy.stages import SIMULATED
+
     rounds = left["rounds"]
     figure = "NOT PRIVATE" if left["epsilon"] is None else f"{left['epsilon']:.4f} at {left['delta']:g}"
+    if left["simulated"]:
+        figure = f"{SIMULATED}: it would be {figure}"
     return {
         "study": f"{left['name']} ({left['study'][:12]})",
         "what": left["what"],

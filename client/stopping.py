@@ -36,7 +36,10 @@ GLANCE_SECONDS = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Left:
-    """What of a study had left before the stop. `epsilon` is of all its releases so far; None in mode `none`."""
+    """What of a study had left before the stop. `epsilon` is of all its releases so far; None in mode `none`.
+
+    Where noise was `simulated`, it is what they would have cost: they are not private.
+    """
 
     study: str
     name: str
@@ -45,6 +48,7 @@ class Left:
     n_releases: int
     epsilon: float | None
     delta: float | None
+    simulated: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,4 +170,5 @@ def _left(ledger: "SiteLedger") -> Iterator[Left]:
                 n_releases=len(mine),
                 epsilon=PldAccountant().epsilon(charges, approval.delta) if charges else None,
                 delta=approval.delta if charges else None,
+                simulated=bool(charges) and approval.noise == "seeded",
             )

@@ -18,7 +18,7 @@ from sottovoce.client.duties import duties_of
 from sottovoce.client.home import Hospital
 from sottovoce.client.offered import digest_of, open_offer
 from sottovoce.client.setup import set_up
-from sottovoce.client.site_commands import client_app
+from sottovoce.client.site_commands import _left_row, client_app
 from sottovoce.client.site_ledger import SiteLedger
 from sottovoce.common.errors import DeploymentError, KeyFileError
 from sottovoce.common.keys import SigningKey, new_approval_key
@@ -327,6 +327,25 @@ def test_a_stop_holds_until_it_is_taken_back(hospital: Hospital) -> None:
     with pytest.raises(DeploymentError, match="--resume"):
         sottovoce("start", hospital.folder)
     (hospital.run / "stopped").unlink()
+
+
+def test_what_left_with_simulated_noise_is_never_shown_as_a_figure_of_privacy() -> None:
+    left = {
+        "name": "a",
+        "study": "b" * 64,
+        "what": "update",
+        "rounds": (1, 2),
+        "n_releases": 2,
+        "delta": 0.02,
+    }
+    shown = {
+        "open": _left_row({**left, "epsilon": None, "simulated": False})["epsilon"],
+        "secret": _left_row({**left, "epsilon": 3.0, "simulated": False})["epsilon"],
+        "seeded": _left_row({**left, "epsilon": 3.0, "simulated": True})["epsilon"],
+    }
+    assert shown["open"] == "NOT PRIVATE"
+    assert shown["secret"] == "3.0000 at 0.02"
+    assert shown["seeded"].startswith("SIMULATED NOISE, NOT PRIVATE: it would be 3.0000")
 
 
 def test_the_doctor_answers_with_its_exit_status(hospital: Hospital) -> None:
