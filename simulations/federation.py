@@ -95,7 +95,9 @@ class Federation:
 
     def kill(self, name: str) -> None:
         """Kills a process as a power cut does."""
-        os.kill(self.children.pop(name).process_id, signal.SIGKILL)
+        child = self.children.pop(name)
+        os.kill(child.process_id, signal.SIGKILL)
+        child.stop()  # it is gone; what it started is not
 
     def stop(self) -> None:
         """Ends every process."""

@@ -2,8 +2,9 @@
 
 `envelopes` sends altered and replayed ones to both ends of sealed messages. `schedules` plays seeded schedules of
 kills, full disks and a network that loses, doubles, delays, reorders, alters, swaps and replays, over the production
-coordinator and hospitals in one process. What must hold after each is in `tests/fakes/fault_claims.py`. Seeds begin
-at 0: 50 schedules are the first quarter of 200.
+coordinator and hospitals in one process; what must hold after each is in `tests/fakes/fault_claims.py`. `processes`
+kills agents, workers, coordinators and SuperLinks of a real federation in the middle of runs, with SIGKILL, and holds
+each run against the simulation. Seeds begin at 0: 50 schedules are the first quarter of 200.
 The fakes are not in the wheel, so this runs in a checkout.
 """
 
@@ -12,6 +13,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from sottovoce.simulations.bench.ledger import _fake
@@ -19,12 +21,17 @@ from sottovoce.simulations.bench.timing import Parts, Row, parts_run, processes,
 
 N_SCHEDULES = 200
 N_ENVELOPES = 10_000
+N_RUNS, N_SITES = 20, 3
 CHUNK = 5
 
 
 def measure(**sizes: int) -> dict[str, Any]:
     """Runs all parts, or those of another size."""
-    parts: Parts = {"envelopes": (N_ENVELOPES, _envelopes), "schedules": (N_SCHEDULES, _schedules)}
+    parts: Parts = {
+        "envelopes": (N_ENVELOPES, _envelopes),
+        "schedules": (N_SCHEDULES, _schedules),
+        "processes": (N_RUNS, _processes),
+    }
     return report(parts_run(parts, **sizes))
 
 
@@ -95,4 +102,33 @@ def _rows(told: Sequence[tuple[int, Any]], what: str) -> list[Row]:
             unit="",
             note=", ".join(f"{n:,} {name}" for name, n in sorted(faults.items())),
         ),
+    ]
+
+
+def _processes(n: int) -> list[Row]:
+    kills, claims = _fake("process_faults"), _fake("fault_claims")
+    told, broken = [], []
+    with (
+        tempfile.TemporaryDirectory(prefix="sottovoce-faults-") as folder,
+        kills.killable(Path(folder) / "federation", n_runs=n, n_sites=N_SITES) as made,
+    ):
+        for seed in range(n):
+            try:
+                told.append(kills.run_with_kills(made, seed))
+            except claims.Broken as error:
+                broken.append(str(error))
+    killed = Counter(one.partition(" ")[0] for each in told for one in each.killed)
+    row = Row(
+        what=f"of {n} runs of real processes that were killed in the middle: other weights, or a ledger broken",
+        value=float(len(broken)),
+        unit="",
+        bar="0",
+        met=not broken,
+        note=", ".join([*(f"{n} times the {name}" for name, n in sorted(killed.items())), *broken[:3]]),
+    )
+    if not told:
+        return [row]
+    return [
+        row,
+        Row(what="such a run of 4 rounds, a middling one", value=median(one.seconds for one in told)),
     ]
