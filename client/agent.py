@@ -13,7 +13,7 @@ Guarantees:
   - What is logged is metadata, counts and durations.
 
 The steps of a message, each of which may fail and leaves the others whole:
-  1 receive   2 journal (fsync)   3 bundle   4 pull, confirm   5 answer in the worker   6 send   7 forget the journal
+  1 receive   2 journal (fsync)   3 bundle   4 pull   5 answer in the worker, confirm beside   6 send   7 journal ends
 """
 
 import logging
@@ -23,6 +23,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -117,6 +118,7 @@ class _Agent:
         self._states: OrderedDict[int, RecordDict] = OrderedDict()
         self._verdicts: OrderedDict[int, str] = OrderedDict()
         self._brisk_until = 0.0
+        self._beside = ThreadPoolExecutor(1, "confirm")
         self._worker = self._new_worker()
 
     def run(self) -> None:
@@ -126,6 +128,7 @@ class _Agent:
                 self._run()
         finally:
             self._worker.close()
+            self._beside.shutdown(cancel_futures=True)
 
     def _run(self) -> None:
         _log.info("the agent of %s started", self._hospital.site)
@@ -242,13 +245,15 @@ class _Agent:
                 self._refused(delivery, "bundle", why)
                 return error_reply(asked, why)
             message = fleet.pull(delivery, until=until)
-            fleet.confirm(delivery, until=until)
+            confirmed = self._beside.submit(fleet.confirm, delivery, until=until)
+            reply = self._answered(message, until)
+            confirmed.result()
         except DeploymentError as error:
             if error.reason not in ("message", "too_large", "run_over"):
                 raise
             self._refused(delivery, error.reason, str(error))
             return error_reply(asked, str(error))
-        return self._answered(message, until)
+        return reply
 
     def _refused(self, delivery: Delivery, reason: str, text: str) -> None:
         phase = _phase(delivery.envelope)

@@ -65,7 +65,7 @@ from sottovoce.common.errors import DeploymentError
 # Flower's least. After two without one a node is offline, and no round waits for it.
 HEARTBEAT_SECONDS = 10.0
 MAX_OBJECTS = 4_096
-TOGETHER = 2  # requests at a time while a message's objects go over the line
+TOGETHER = 3  # requests at a time while a message's objects go over the line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,7 +273,7 @@ class Fleet:
 
 
 class _Budget:
-    """The bytes that a message may still have; its objects come in from two threads."""
+    """The bytes that a message may still have; its objects come in from several threads."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._left, self._turn = limit, limit, threading.Lock()

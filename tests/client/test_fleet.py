@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -396,8 +397,9 @@ def echo() -> RecordDict:
 def test_a_message_comes_out_of_its_objects_as_it_went_in() -> None:
     envelope, objects = message_and_objects(echo())
     found = inflated(envelope, dict(objects), max_bytes=100_000)
-    assert found.content["config"]["body"] == b"abc"
-    assert found.content["arrays"]["0"].numpy().sum() == 499_500
+    content: Any = found.content
+    assert content["config"]["body"] == b"abc"
+    assert content["arrays"]["0"].numpy().sum() == 499_500
     assert found.metadata.message_id == envelope.metadata.message_id
 
 
@@ -418,7 +420,7 @@ def test_an_object_that_is_missing_is_refused() -> None:
 
 def test_an_array_that_names_one_piece_a_million_times_is_refused_before_it_is_made() -> None:
     envelope, objects = message_and_objects(echo())
-    bomb, name = dict[str, bytes](), {}
+    bomb, name = dict[str, bytes](), dict[str, str]()
     for (
         key,
         content,
