@@ -11,38 +11,26 @@ Guarantees:
 
 import os
 import shutil
-import stat
 import tempfile
-import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
 from sottovoce.client import agent_files as files
-from sottovoce.client import policy as policies
+from sottovoce.client import doctor_keys
 from sottovoce.client import trouble as troubles
 from sottovoce.client.findings import Finding, Findings, fail, ok, warn
 from sottovoce.client.home import SETTINGS, Hospital
-from sottovoce.client.site_ledger import KEYS, POLICY_FILE, SECURE
 from sottovoce.common.errors import (
-    CertificateError,
     CorpusError,
     DeploymentError,
-    KeyFileError,
     LedgerError,
-    PolicyError,
     SottovoceError,
 )
-from sottovoce.common.keys import load_node_key
-from sottovoce.common.ledger.files import DiskFolder
-from sottovoce.common.ledger.reading import read_ledger, readable_entries
-from sottovoce.common.ledger.state import State, fold
-from sottovoce.common.pki import belongs_to, peer_of, read_pem
 
 # What pyproject.toml pins; a test holds the two together.
 VERSIONS = {"flwr": "1.41.0", "torch": "2.13."}
 LEAST_FREE_BYTES, FEW_FREE_BYTES = 200_000_000, 2_000_000_000
-NEAR_END_DAYS = 5.0
 
 
 def diagnose(
@@ -62,12 +50,12 @@ def diagnose(
     checks: list[tuple[str, Callable[[Hospital], Findings]]] = [
         ("folder", _folder),
         ("disk", lambda one: _disk(one, free_bytes)),
-        ("key files", _key_files),
-        ("identity", _identity),
-        ("ledger", _ledger),
-        ("policy", _policy),
-        ("node key", _node_key),
-        ("certificate", _certificate),
+        ("key files", doctor_keys.key_files),
+        ("identity", doctor_keys.identity),
+        ("ledger", doctor_keys.ledger),
+        ("policy", doctor_keys.policy),
+        ("node key", doctor_keys.node_key),
+        ("certificate", doctor_keys.certificate),
         ("data", _data),
         ("studies", _studies),
         ("features", _features),
@@ -159,132 +147,6 @@ def _disk(hospital: Hospital, least: tuple[int, int]) -> Findings:
             return
 
 
-# --- keys, ledger, policy -----------------------------------------------------------------------------------
-
-
-def _key_files(hospital: Hospital) -> Findings:
-    ledger = hospital.ledger
-    paths = [*(ledger / KEYS).glob("*"), *(ledger / SECURE).glob("*.pem"), *hospital.tls.glob("*.key")]
-    for path in paths:
-        if stat.S_IMODE(path.stat().st_mode) & 0o077:
-            yield fail(
-                "key files",
-                f"The key file {path} can be read by other accounts.",
-                f"Close it with chmod 600 {path}; if anybody may have copied it, make a new one.",
-            )
-
-
-def _identity(hospital: Hospital) -> Findings:
-    try:
-        hospital.identity  # noqa: B018 - reading it is the check
-    except KeyFileError as error:
-        mend = "Restore the ledger's folder from the backup; a new identity means enrolling again."
-        yield fail("identity", str(error), mend)
-
-
-def _state(hospital: Hospital) -> State:
-    """Returns what the ledger says. Raises: LedgerError where it is missing or damaged."""
-    entries, problem = readable_entries(read_ledger(hospital.ledger).ledger)
-    if problem:
-        raise LedgerError(f"The ledger is damaged: {problem}.")
-    return fold(entries)
-
-
-def _ledger(hospital: Hospital) -> Findings:
-    if not hospital.ledger.is_dir():
-        yield fail(
-            "ledger",
-            f"Expected a ledger in {hospital.ledger}; there is none.",
-            "Run `sottovoce client init`.",
-        )
-        return
-    try:
-        state = _state(hospital)
-    except LedgerError as error:
-        mend = "Restore the ledger's folder from the backup; `sottovoce ledger verify` shows the entry."
-        yield fail("ledger", str(error), mend)
-        return
-    if state.site != hospital.site:
-        yield fail(
-            "ledger",
-            f"Expected the ledger of {hospital.site!r}; this one is of {state.site!r}.",
-            f"Put the right ledger in place, or mend `site` in {hospital.folder / SETTINGS}.",
-        )
-    place = DiskFolder(hospital.ledger)
-    try:
-        place.lock()
-        place.unlock()
-    except LedgerError:
-        yield warn(
-            "ledger",
-            "Another process works on the ledger now.",
-            "Wait for the round under way, or find who holds it with `fuser`.",
-        )
-
-
-def _policy(hospital: Hospital) -> Findings:
-    path = hospital.ledger / POLICY_FILE
-    if not path.exists():
-        yield fail(
-            "policy",
-            "No policy is in force here: this hospital agrees to nothing yet.",
-            "Write one, and adopt it with `sottovoce policy adopt`.",
-        )
-        return
-    try:
-        policy = policies.load(path)
-    except PolicyError as error:
-        yield fail("policy", str(error), "Mend the file, and adopt it as a new version.")
-        return
-    if policy.site != hospital.site:
-        yield fail(
-            "policy",
-            f"Expected the policy of {hospital.site!r}; this one is of {policy.site!r}.",
-            "Adopt this hospital's own policy.",
-        )
-
-
-def _node_key(hospital: Hospital) -> Findings:
-    try:
-        load_node_key(hospital.tls / "node.key")
-    except KeyFileError as error:
-        yield fail(
-            "node key", str(error), "Restore tls/node.key, or enrol again with `sottovoce client init`."
-        )
-
-
-def _certificate(hospital: Hospital) -> Findings:
-    leaf, key = hospital.tls / "site.crt", hospital.tls / "site.key"
-    enrol = "Enrol again with `sottovoce client init --invitation FILE`."
-    if not leaf.exists():
-        yield warn(
-            "certificate", f"There is no {leaf}: a coordinator behind a front refuses this site.", enrol
-        )
-        return
-    try:
-        peer = peer_of(read_pem(leaf))
-        if not belongs_to(read_pem(leaf), key):
-            yield fail("certificate", f"Expected {leaf} to be of the key beside it; it is of another.", enrol)
-    except CertificateError as error:
-        yield fail("certificate", str(error), enrol)
-        return
-    if peer.name != hospital.site:
-        yield fail(
-            "certificate",
-            f"Expected a certificate of {hospital.site!r}; this one is of {peer.name!r}.",
-            enrol,
-        )
-    left = (peer.not_after - time.time()) / 86_400
-    if left < 0:
-        yield fail("certificate", f"The site's certificate ended {-left:.1f} days ago.", enrol)
-    elif left < min(NEAR_END_DAYS, (peer.not_after - peer.not_before) / 86_400 / 5):
-        yield warn(
-            "certificate",
-            f"The site's certificate ends in {left:.1f} days and was not renewed.",
-            "Start the agent, which renews it, or see in `sottovoce client status` why it could not.",
-        )
-
-
 # --- data and studies ---------------------------------------------------------------------------------------
 
 
@@ -330,7 +192,7 @@ def _studies(hospital: Hospital) -> Findings:
     from sottovoce.client.features_at_rest import at_rest
 
     try:
-        state = _state(hospital)
+        state = doctor_keys.state(hospital)
     except LedgerError:
         return  # the ledger's own check says it
     for grant in state.grants.values():
