@@ -79,15 +79,18 @@ def test_the_commands_for_a_folder_of_recordings_work_one_after_the_other(
 
 
 def test_help_of_every_command_shown_is_there(environment: dict[str, str], tmp_path: Path) -> None:
-    groups = ("corpus", "study", "privacy", "ledger")
-    shown = {
-        tuple(command[1 : 3 if command[1] in groups else 2])
-        for command in COMMANDS
-        if command[0].endswith("sottovoce")
-    }
-    assert len(shown) >= 6
-    for words in sorted(shown):
-        assert "Usage" in run(environment, tmp_path, *words, "--help")
+    groups = ("corpus", "study", "privacy", "ledger", "server", "client")
+    shown: dict[tuple[str, ...], set[str]] = {}
+    for command in COMMANDS:
+        if command[0].endswith("sottovoce"):
+            words = tuple(command[1 : 3 if command[1] in groups else 2])
+            shown.setdefault(words, set()).update(word for word in command if word.startswith("--"))
+    assert len(shown) >= 20
+    wide = {**environment, "COLUMNS": "200"}  # an option's name is never cut in two
+    for words, options in sorted(shown.items()):
+        told = run(wide, tmp_path, *words, "--help")
+        assert "Usage" in told
+        assert [option for option in options if option not in told] == [], words
 
 
 def test_the_officer_s_first_three_commands_work_on_what_a_run_leaves_behind(
