@@ -311,19 +311,21 @@ def exchange(
       - A reply that answers none of these messages, or one that was answered, is not yielded.
     """
     deadline = time.monotonic() + timeout
-    waiting = iter(messages)
+    waiting, overdue = iter(messages), False
     flight: deque[str] = deque()  # ids in the order of sending; "" for a message that no node took
     arrived: dict[str, Message | None] = {"": None}
-    while _refill(grid, waiting, flight, window):
+    while _refill(grid, waiting, flight, 0 if overdue else window):
         if flight[0] in arrived:
             key = flight.popleft()
             yield arrived.pop(key) if key else None
             continue
         left = deadline - time.monotonic()
-        if left <= 0:
+        # A grid of Flower's may have been busy with one reply for long: what else came meanwhile was in time.
+        if left <= 0 and (overdue or getattr(grid, "waits", False)):
             break
+        overdue = left <= 0
         open_keys = [key for key in flight if key not in arrived]
-        for reply in _pull(grid, open_keys, left):
+        for reply in _pull(grid, open_keys, max(left, 0.0)):
             if (key := reply.metadata.reply_to_message_id) in open_keys:
                 arrived.setdefault(key, reply)
     yield from (arrived.get(key) for key in flight)

@@ -17,7 +17,7 @@ import functools
 import hashlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -34,6 +34,11 @@ from flwr.proto.control_pb2 import (
 )
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.fab import Fab
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectUnavailableError,
+    pull_objects,
+)
 from flwr.superlink.grid import http_grid
 
 from sottovoce.common.errors import DeploymentError
@@ -45,6 +50,8 @@ START_SECONDS = 60.0
 LOOPBACK = "127.0.0.1"
 HOME_VARIABLE = "SOTTOVOCE_SERVER_HOME"
 PULL_BACKOFF_SECONDS = 0.05  # Flower waits 1 s for what of a reply has not come yet
+PULL_BACKOFF_CAP_SECONDS = 1.0
+STALL_SECONDS = 20.0  # a chunk of 5 MB needs 2 Mbit/s
 _PYPROJECT = f"""\
 [project]
 name = "sottovoce"
@@ -72,10 +79,35 @@ def bundle() -> bytes:
 
 
 def answer_quickly() -> None:
-    """Lets Flower's grid look again after 50 ms, not 1 s, for what of a reply has not arrived. For this process."""
+    """Lets Flower's grid look again after 50 ms, not 1 s, for what of a reply has not arrived. For this process.
+
+    Flower waits for a reply whose sender died in the middle of sending it until the SuperLink forgets it, minutes past
+    any deadline, and hears nobody else meanwhile. Here a reply of which nothing more comes for `STALL_SECONDS` is an
+    error reply.
+    """
     flower: Any = http_grid
-    if not isinstance(flower.pull_objects, functools.partial):
-        flower.pull_objects = functools.partial(flower.pull_objects, initial_backoff=PULL_BACKOFF_SECONDS)
+    if flower.pull_objects is not _pulled:
+        flower.pull_objects = _pulled
+
+
+def _pulled(object_ids: list[str], pull_object_fn: Callable[[str], bytes]) -> dict[str, bytes]:
+    """Stands in the place of Flower's `pull_objects` in its grid."""
+    last = time.monotonic()
+
+    def pull(object_id: str) -> bytes:
+        nonlocal last
+        try:
+            content = pull_object_fn(object_id)
+        except ObjectUnavailableError:
+            if time.monotonic() - last > STALL_SECONDS:
+                raise ObjectPullError(object_id, "nothing more of it came") from None
+            raise
+        last = time.monotonic()
+        return content
+
+    return pull_objects(
+        object_ids, pull, initial_backoff=PULL_BACKOFF_SECONDS, backoff_cap=PULL_BACKOFF_CAP_SECONDS
+    )
 
 
 class Control:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from sottovoce.common.errors import RunError
-from sottovoce.common.processes import Child, environment
+from sottovoce.common.processes import Child, end_left_behind, environment
 from sottovoce.common.progress import silent
 from sottovoce.common.study import Study, load
 from sottovoce.simulations.prepare import cache_folder, synthesize_into
@@ -100,9 +100,10 @@ class Federation:
         child.stop()  # it is gone; what it started is not
 
     def stop(self) -> None:
-        """Ends every process."""
+        """Ends every process, also what a coordinator that was killed, or did not end in time, left behind."""
         for child in self.children.values():
             child.stop()
+        end_left_behind(self.server / "run" / "superlink.pid")
 
 
 @contextmanager

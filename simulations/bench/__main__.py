@@ -1,6 +1,6 @@
 """`python -m sottovoce.simulations.bench [--json FILE] [NAME ...]`: runs benchmarks, prints a table, writes JSON.
 
-`privacy` and `ledger` are proofs in parts. `--size ledger.schedules=1000` runs a part at another size (0: not now);
+`privacy`, `ledger`, `faults` are proofs in parts. `--size ledger.schedules=1000` runs a part at another size (0: not);
 rows of other parts that FILE holds already are kept, so that proofs of hours can be run one after the other.
 SOTTOVOCE_BENCH_WORKERS says how many processes they may keep busy. Exit status 1 if a bar was missed.
 """
@@ -78,7 +78,7 @@ def _beside(before: Mapping[str, Any] | None, found: Mapping[str, Any]) -> dict[
     return {**found, "rows": [*kept, *found["rows"]]} if None not in again else dict(found)
 
 
-PROOFS = ("privacy", "ledger")
+PROOFS = ("privacy", "ledger", "faults")
 SUMS = ("secagg", "distributed")
 
 

@@ -230,6 +230,29 @@ def test_a_journal_of_a_message_that_nobody_waits_for_is_dropped(superlink: supe
             until(lambda: not (hospital.run / agent_files.JOURNAL).exists())
 
 
+def test_a_journal_of_a_run_that_a_new_superlink_never_heard_of_is_dropped(
+    superlink: superlinks.Superlink,
+) -> None:
+    hospital = superlink.hospital("unheard-of")
+    left = {
+        "_run_id": 12345,
+        "_message_id": "ab" * 32,
+        "_src_node_id": 1,
+        "_dst_node_id": superlink.nodes["unheard-of"],
+        "_reply_to_message_id": "",
+        "_group_id": "round 1 attempt 1",
+        "_created_at": time.time(),
+        "_ttl": 600.0,
+        "_message_type": "train",
+        "_src_task_id": 1,
+        "_dst_task_id": None,
+    }
+    (hospital.run / agent_files.JOURNAL).write_text(json.dumps(left))
+    with agent_thread(hospital):
+        until(lambda: not (hospital.run / agent_files.JOURNAL).exists())
+        assert "config" in superlink.echo().ask(superlink.nodes["unheard-of"])
+
+
 def test_chores_that_fail_or_hang_stop_no_training(superlink: superlinks.Superlink) -> None:
     hospital, release, done = superlink.hospital("chores"), threading.Event(), list[int]()
 

@@ -208,6 +208,31 @@ def test_what_does_not_come_in_time_is_none_and_the_rest_is_kept() -> None:
     assert _asked(grid, [1, 2, 3, 4], window=4, timeout=0.3) == [1, None, 3, 4]
 
 
+class BusyGrid(InProcessGrid):
+    """A polled grid that is busy with node 1 until after the deadline; the others have answered meanwhile."""
+
+    waits = False
+    n_pulls = 0
+
+    def pull_messages(self, message_ids: Iterable[str], *, timeout: float | None = None) -> Iterable[Message]:
+        self.n_pulls += 1
+        if self.n_pulls == 1:
+            replies = [
+                *super().pull_messages(list(message_ids)[1:]),
+                *super().pull_messages(list(message_ids)[2:]),
+            ]
+            self.late = replies
+            time.sleep(0.3)
+            return []
+        return self.late
+
+
+def test_what_came_in_time_is_kept_also_if_the_grid_was_busy_until_after_the_deadline() -> None:
+    grid = BusyGrid(honest_app, nodes_of(4), {})
+    assert _asked(grid, [1, 2, 3, 4], window=3, timeout=0.2) == [None, 2, 3, None]
+    assert grid._n_messages == 3 + 2  # three questions and two replies: the fourth was not asked any more
+
+
 def test_after_the_deadline_nothing_more_is_sent() -> None:
     grid = DeafGrid(honest_app, nodes_of(4), {})
     assert _asked(grid, [2, 1, 3, 4], window=1, timeout=0.1) == [None, None, None, None]

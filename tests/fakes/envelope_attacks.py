@@ -27,7 +27,7 @@ from sottovoce.common.flower import (
 from sottovoce.common.sealing import unwrapped, wrapped
 from sottovoce.server.sealed import SealedGrid
 from sottovoce.simulations.engines.inprocess import InProcessGrid
-from tests.fakes.lossy_grid import altered, carrying
+from tests.fakes.carried import altered, carrying
 from tests.fakes.sealed_rounds import SealedFederation
 
 REPLAYED = 0.2  # of the spoiled ones; the others are altered

@@ -4,16 +4,14 @@ It carries sealed messages to the hospitals' production app. Time is a `Clock`'s
 hospital is a process with a context in memory, which dies with it, and a folder, which stays.
 """
 
-import copy
 import heapq
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from sottovoce.common.envelope import Envelope
-from sottovoce.common.errors import EnvelopeRefused
 from sottovoce.common.flower import (
     ClientApp,
     Context,
@@ -21,10 +19,9 @@ from sottovoce.common.flower import (
     Message,
     RecordDict,
     adopt_task_identity,
-    error_reply,
     stamp,
 )
-from sottovoce.common.sealing import unwrapped, with_content, wrapped
+from tests.fakes.carried import altered, carrying, envelope_in, error_reply_of, from_node, stamped, to_node
 from tests.fakes.clock import Clock
 from tests.fakes.failing_os import FailingOs, Killed
 
@@ -215,14 +212,14 @@ class LossyGrid(Grid):
                 to = self._draw.choice(sorted(self._sites))
             self._fly(to, one, seconds)
         if message.has_content():
-            self._told.append(_envelope(message))
+            self._told.append(envelope_in(message))
 
     def _made(self, node: int, message: Message) -> Iterator[Message]:
         if node == 0 and self._happens("forged"):
             yield stamped(error_reply_of(message, "forged"), message)
             return
         if message.has_content() and self._happens("altered"):
-            yield carrying(message, self._altered(_envelope(message)))
+            yield carrying(message, altered(envelope_in(message), self._draw, self._told))
         else:
             yield message
         if self._happens("doubled"):
@@ -233,9 +230,6 @@ class LossyGrid(Grid):
     def _fly(self, node: int, message: Message, seconds: float) -> None:
         self._n_flights += 1
         heapq.heappush(self._flights, _Flight(self._clock.now + seconds, self._n_flights, node, message))
-
-    def _altered(self, envelope: Envelope) -> Envelope:
-        return altered(envelope, self._draw, self._told)
 
     # --- the sites ----------------------------------------------------------------------------------------
 
@@ -274,65 +268,3 @@ class LossyGrid(Grid):
     def n_deaths(self) -> int:
         """How often a site's process ended."""
         return sum(site.n_deaths for site in self._sites.values())
-
-
-def altered(envelope: Envelope, draw: random.Random, others: list[Envelope]) -> Envelope:
-    """Returns an envelope that nobody signed: a byte or a part of it is another, or missing, or more."""
-    part = draw.choice(["header", "signature", "body"])
-    data: bytes = getattr(envelope, part)
-    match draw.randrange(4):
-        case 0 if others:
-            data = getattr(draw.choice(others), part)
-        case 1:
-            data = data[: draw.randrange(len(data))] if data else b"x"
-        case 2:
-            data = data + bytes([draw.randrange(256)])
-        case _:
-            place = draw.randrange(len(data)) if data else 0
-            data = (
-                data[:place] + bytes([(data or b"\0")[place] ^ (1 << draw.randrange(8))]) + data[place + 1 :]
-            )
-    return replace(envelope, **{part: data})
-
-
-def carrying(message: Message, envelope: Envelope) -> Message:
-    """Returns a message of the same metadata with another envelope."""
-    return with_content(to_node(message, message.metadata.dst_node_id), wrapped(envelope))
-
-
-def to_node(message: Message, node: int) -> Message:
-    """Returns a copy that a SuperLink would hand to a node."""
-    return _with_metadata(message, _dst_node_id=node)
-
-
-def from_node(message: Message, node: int) -> Message:
-    """Returns a copy that says it comes of a node."""
-    return _with_metadata(message, _src_node_id=node)
-
-
-def error_reply_of(reply: Message, reason: str) -> Message:
-    """Returns an error in the place of a reply."""
-    other = error_reply(reply, reason)
-    other.__dict__["_metadata"] = copy.copy(reply.metadata)
-    return other
-
-
-def stamped(message: Message, like: Message) -> Message:
-    """Gives a message the id of another."""
-    stamp(message, like.metadata.message_id)
-    return message
-
-
-def _with_metadata(message: Message, **changes: Any) -> Message:
-    other: Message = copy.copy(message)
-    metadata = copy.copy(message.metadata)
-    metadata.__dict__.update(changes)
-    other.__dict__["_metadata"] = metadata
-    return other
-
-
-def _envelope(message: Message) -> Envelope:
-    try:
-        return unwrapped(message.content)
-    except EnvelopeRefused:
-        return Envelope(header=b"", signature=b"", body=b"")

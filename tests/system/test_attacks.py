@@ -36,8 +36,8 @@ from sottovoce.server.consortium.invitations import invitation
 from sottovoce.server.registry import Registry
 from sottovoce.server.superlink import Control
 from sottovoce.simulations.federation import start_hospital
+from tests.fakes.carried import altered
 from tests.fakes.fronts import NGINX
-from tests.fakes.lossy_grid import altered
 from tests.fakes.running import Running, coordinator
 from tests.fakes.secure_rounds import LOCAL
 from tests.fakes.sites import LINEAR, SGD, write_study
