@@ -16,7 +16,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
 from sottovoce.common.errors import RunError
@@ -40,7 +40,18 @@ class Watched:
     @property
     def left(self) -> list[tuple[str, str]]:
         """What was not on this machine, by call and address."""
-        return sorted((call, address) for call, address in self.named if not ip_address(address).is_loopback)
+        return sorted((call, address) for call, address in self.named if not _is_loopback(address))
+
+
+def _is_loopback(address: str) -> bool:
+    """Says whether an address is this machine's own, also where IPv6 names one of IPv4.
+
+    >>> [_is_loopback(one) for one in ("127.0.0.1", "::1", "::ffff:127.0.0.1", "::ffff:192.0.2.1", "0.0.0.0")]
+    [True, True, True, False, False]
+    """
+    found = ip_address(address)
+    inner = found.ipv4_mapped if isinstance(found, IPv6Address) else None
+    return (inner or found).is_loopback
 
 
 def missing_tools() -> list[str]:
