@@ -74,7 +74,12 @@ run = ""
 @functools.lru_cache(maxsize=1)
 def bundle() -> bytes:
     """Returns the Flower app bundle: names of installed modules, and no code."""
-    fab, _ = build_fab_from_files({"pyproject.toml": _PYPROJECT.encode()})
+    return packed({"pyproject.toml": _PYPROJECT.encode()})
+
+
+def packed(files: Mapping[str, bytes]) -> bytes:
+    """Returns the Flower app bundle of files by their names."""
+    fab, _ = build_fab_from_files(dict(files))
     return fab
 
 

@@ -41,7 +41,7 @@ changed_by = "{person}"
 reason = "first policy"
 studies = [{studies}]
 purposes = ["research"]
-modes = ["local"]
+modes = [{modes}]
 max_epsilon_per_study = 8.0
 allow_non_private = true # for the seeded study, which proves that hospitals and simulation end in the same bits
 domains = [
@@ -146,7 +146,9 @@ def enrol(made: Federation, site: str, data: Mapping[str, Path]) -> None:
     made.do("client", "init", made.hospital(site), "--site", site, "--invitation", invitation, *folders)
 
 
-def approve(made: Federation, site: str, studies: Mapping[str, str]) -> None:
+def approve(
+    made: Federation, site: str, studies: Mapping[str, str], *, modes: Sequence[str] = ("local",)
+) -> None:
     """A hospital's person makes a policy, has features computed, and approves studies, each in a domain."""
     home, keys = made.hospital(site), made.root / f"{site}.person"
     if not keys.exists():
@@ -157,6 +159,7 @@ def approve(made: Federation, site: str, studies: Mapping[str, str]) -> None:
             key=told["public_key"],
             domain=DOMAIN,
             rehearsal=REHEARSAL,
+            modes=", ".join(f'"{mode}"' for mode in modes),
             studies=", ".join(f'"{digest}"' for digest in studies),
         )
         (made.root / f"{site}.policy.toml").write_text(text)

@@ -29,6 +29,7 @@ BENCHMARKS = (
     "audit",
     "secagg",
     "faults",
+    "fleet",
 )
 
 
