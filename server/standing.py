@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import RenderableType
@@ -56,10 +57,8 @@ def standing_lines(plain: dict[str, Any]) -> Iterator[RenderableType]:
     yield f"Public key {plain['public_key']}"
     members = _table("who", "role", "certificate ends", "last seen", "")
     for one in plain["members"]:
-        gone = f"revoked {one['revoked_at']}" if one["revoked_at"] else ""
-        members.add_row(
-            one["name"], one["role"], str(one["not_after"]), str(one["last_seen"] or "never"), gone
-        )
+        gone = f"revoked {_when(one['revoked_at'])}" if one["revoked_at"] else ""
+        members.add_row(one["name"], one["role"], _when(one["not_after"]), _when(one["last_seen"]), gone)
     yield members
     studies = _table("study", "approved by", "missing")
     for one in plain["studies"]:
@@ -74,6 +73,12 @@ def standing_lines(plain: dict[str, Any]) -> Iterator[RenderableType]:
             one["run"], one["study"][:16], one["state"], f"{one['round']}/{one['rounds']}", one["reason"]
         )
     yield runs
+
+
+def _when(seconds: int | None) -> str:
+    if not seconds:
+        return "never"
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _said(home: CoordinatorHome) -> dict[str, Any]:
