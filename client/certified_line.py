@@ -17,7 +17,7 @@ from sottovoce.common.consortium import consortium_pb2 as schema
 from sottovoce.common.consortium.channel import PATIENCE_SECONDS, Connection
 from sottovoce.common.errors import DeploymentError, SottovoceError
 from sottovoce.common.files import lock_file
-from sottovoce.common.pki import EARLY_SECONDS, Peer, belongs_to, verified_peer
+from sottovoce.common.pki import Peer, belongs_to, renewal_due, verified_peer
 
 _log = logging.getLogger("sottovoce.client.consortium")
 
@@ -37,7 +37,7 @@ class CertifiedLine:
             DeploymentError, CertificateError: it could not; the old one holds as long as it does.
         """
         pair = self._pair()
-        if (time.time() if now is None else now) < due_at(pair.peer):
+        if (time.time() if now is None else now) < renewal_due(pair.peer):
             return False
         try:
             with lock_file(self.place.tls / LOCK):
@@ -123,9 +123,3 @@ class CertifiedLine:
             raise DeploymentError(
                 f"{self.place.tls / AUTHORITY}: expected the authority's certificate; it cannot be read. Enrol again."
             ) from None
-
-
-def due_at(peer: Peer) -> float:
-    """Returns when a certificate is to be renewed: at two thirds of its life."""
-    begun = peer.not_before + EARLY_SECONDS
-    return begun + (peer.not_after - begun) * 2 / 3

@@ -30,15 +30,15 @@ def write_whole(path: Path, data: bytes, *, mode: int = 0o666) -> None:
 
 
 @contextmanager
-def lock_file(path: Path) -> Iterator[None]:
-    """Holds a lock for this process; it goes with the process, however that ends.
+def lock_file(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Holds a lock for this process; it goes with the process, however that ends. With `wait` it waits its turn.
 
     Raises:
         BlockingIOError: another process holds it.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(handle)

@@ -278,6 +278,20 @@ def fingerprint(certificate_pem: str) -> str:
     return " ".join(digest[start : start + 4] for start in range(0, 64, 4))
 
 
+def renewal_due(peer: Peer) -> float:
+    """Returns when a certificate is to be renewed: at two thirds of its life."""
+    begun = peer.not_before + EARLY_SECONDS
+    return begun + (peer.not_after - begun) * 2 / 3
+
+
+def is_for(certificate_pem: str, hosts: Sequence[str]) -> bool:
+    """Says whether a server's certificate is for these names and addresses. Raises: CertificateError."""
+    found = _certificate(certificate_pem).extensions
+    names = found.get_extension_for_class(x509.SubjectAlternativeName).value
+    served = {name for name in names if isinstance(name, x509.DNSName | x509.IPAddress)}
+    return served == {_host(host) for host in hosts}
+
+
 def belongs_to(certificate_pem: str, key_file: Path) -> bool:
     """Says whether a certificate is of the key in a file. Raises: CertificateError where one of them is none."""
     return _certificate(certificate_pem).public_key() == _private_key(key_file).public_key()

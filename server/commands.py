@@ -208,19 +208,15 @@ def witnessed(
 @server_app.command()
 def stop(home: Home, name: RunName = None) -> None:
     """Stop one run for good (--name), or the coordinator: its runs go on at the next start."""
-    from dataclasses import replace
-
-    from sottovoce.common.provenance import now
-    from sottovoce.server.deployed_run import DeployedRun
+    from sottovoce.server.deployed_run import DeployedRun, ended
     from sottovoce.server.home import CoordinatorHome
     from sottovoce.server.standing import coordinator_process
 
     opened = CoordinatorHome.open(home)
     if name is not None:
         found = DeployedRun.open(opened, name)
-        if not found.state.is_over:
-            found.say(replace(found.state, state="stopped", reason="stopped by the operator", updated=now()))
-        typer.echo(f"{name}: {found.state.state}.")
+        state = found.change(lambda state: ended(state, "stopped", "stopped by the operator"))
+        typer.echo(f"{name}: {state.state}.")
         return
     process = coordinator_process(opened)
     if process is None:

@@ -5,6 +5,8 @@ Guarantees:
     weights, also when it goes on from its checkpoint after a crash.
   - Two processes never conduct one run: the second waits for the first to be gone, then refuses.
   - A site is believed by the key that it enrolled with. One that is revoked has no say from the next message on.
+  - A run that is over, because its operator stopped it, say, is not conducted: not even where its process was started
+    before that.
   - Before an attempt is made again, sites that are away have until the study's deadline to come back.
   - The final model is released once, with the coordinator's signature over its digest.
 """
@@ -34,7 +36,7 @@ from sottovoce.common.secagg.roster_file import roster_from
 from sottovoce.common.secagg.session import Roster
 from sottovoce.common.study import Study
 from sottovoce.common.weights import Weights, from_state_dict
-from sottovoce.server.deployed_run import MODEL, MODEL_FACTS, ROSTER, ROUNDS, DeployedRun
+from sottovoce.server.deployed_run import MODEL, MODEL_FACTS, ROSTER, ROUNDS, DeployedRun, State, ended
 from sottovoce.server.exchange import Call, Collected, Evaluated, Exchange, GridExchange, Share
 from sottovoce.server.home import CoordinatorHome
 from sottovoce.server.registry import Registry
@@ -59,13 +61,14 @@ def conduct(home: CoordinatorHome, name: str, grid: Grid) -> Outcome:
     """
     found = DeployedRun.open(home, name)
     with _alone(found.folder):
-        found.say(replace(found.state, state="running", reason="", updated=now()))
+        found.change(lambda state: replace(_not_over(state), state="running", reason=""))
         try:
             outcome = _conducted(home, found, grid)
         except SottovoceError as error:
-            found.say(replace(found.state, state="failed", reason=str(error), updated=now()))
+            reason = str(error)
+            found.change(lambda state: ended(state, "failed", reason))
             raise
-        found.say(replace(found.state, state="done", weights_sha256=outcome.digest, updated=now()))
+        found.change(lambda state: replace(state, state="done", weights_sha256=outcome.digest))
         return outcome
 
 
@@ -199,7 +202,14 @@ def _begin(found: DeployedRun) -> RunFacts:
 def _tell(found: DeployedRun, record: RoundRecord) -> None:
     with (found.folder / ROUNDS).open("a", encoding="utf-8") as file:
         file.write(_line(record))
-    found.say(replace(found.state, round=record.round, rounds=record.rounds, updated=now()))
+    found.change(lambda state: replace(_not_over(state), round=record.round, rounds=record.rounds))
+
+
+def _not_over(state: State) -> State:
+    """Returns the state of a run that goes on. Raises: RunError where it was stopped meanwhile."""
+    if state.is_over:
+        raise RunError(f"Expected a run that is not over; this one is {state.state}: {state.reason}")
+    return state
 
 
 def _line(record: RoundRecord) -> str:

@@ -1,30 +1,34 @@
 """A run of a study among hospitals: its folder, its plan, and where it has come to.
 
     run = DeployedRun.create(home, "pilot", study_text, plan, roster)
-    run.state, run.say(State(...))
+    run.state, run.change(lambda state: replace(state, round=3))
 
     runs/NAME/study.toml plan.json roster.json run.json rounds.jsonl checkpoints/ ledgers/ state.json model.safetensors
 
 Guarantees:
   - The plan does not change after the run began; a study or a plan that was changed is noticed when it is opened.
-  - `state.json` is whole at any time. Only `done`, `failed` and `stopped` are ends: in all others the run goes on when
-    the coordinator starts again.
+  - `state.json` is whole at any time, and what one process writes into it no other one undoes without having read it:
+    the coordinator, its operator and the process of the run all do.
+  - Only `done`, `failed` and `stopped` are ends: in all other states the run goes on when the coordinator starts again.
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from sottovoce.common.config import Interval, as_plain, build, canonical
 from sottovoce.common.errors import RunError
-from sottovoce.common.files import write_whole
+from sottovoce.common.files import lock_file, write_whole
+from sottovoce.common.provenance import now
 from sottovoce.common.study import Study, loads
 from sottovoce.server.home import CoordinatorHome
 from sottovoce.server.rounds import Cell
 
 PLAN, STATE, STUDY, ROSTER = "plan.json", "state.json", "study.toml", "roster.json"
 ROUNDS, MODEL, MODEL_FACTS = "rounds.jsonl", "model.safetensors", "model.json"
+STATE_LOCK = ".state"
 MAX_FILE_BYTES = 1_000_000
 ENDS = ("done", "failed", "stopped")
 
@@ -65,6 +69,11 @@ class State:
         return self.state in ENDS
 
 
+def ended(state: State, how: Literal["failed", "stopped"], reason: str) -> State:
+    """Returns the state of a run that ends before its last round; one that is over stays as it is."""
+    return state if state.is_over else replace(state, state=how, reason=reason)
+
+
 class DeployedRun:
     """An open run folder."""
 
@@ -88,7 +97,7 @@ class DeployedRun:
         if roster:
             write_whole(folder / ROSTER, roster)
         run = cls(folder, plan, loads(text))
-        run.say(State(rounds=run.study.federation.rounds))
+        run._write(State(rounds=run.study.federation.rounds))
         write_whole(folder / PLAN, canonical(plan).encode())
         return run
 
@@ -110,8 +119,14 @@ class DeployedRun:
         """Where the run has come to."""
         return _read(State, self.folder / STATE)
 
-    def say(self, state: State) -> None:
-        """Writes where the run has come to."""
+    def change(self, how: Callable[[State], State]) -> State:
+        """Writes where the run has come to, by what stands there now, and returns it. One process at a time."""
+        with lock_file(self.folder / STATE_LOCK, wait=True):
+            state = replace(how(self.state), updated=now())
+            self._write(state)
+            return state
+
+    def _write(self, state: State) -> None:
         write_whole(self.folder / STATE, (json.dumps(as_plain(state), sort_keys=True) + "\n").encode())
 
     @property

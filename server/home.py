@@ -83,6 +83,11 @@ class CoordinatorHome:
         return self.folder / "pki"
 
     @property
+    def server_hosts(self) -> tuple[str, ...]:
+        """The names of the server's certificate: the loopback ones too, by which its own parts reach it."""
+        return tuple(dict.fromkeys([*self.settings.hosts, "localhost", "127.0.0.1"]))
+
+    @property
     def fleet_address(self) -> str:
         """Where hospitals reach the rounds of studies, HOST:PORT: the front's port, where there is one."""
         return f"{self.settings.hosts[0]}:{self.settings.front_port or self.settings.fleet_port}"

@@ -14,7 +14,6 @@ from sottovoce.common.config import canonical
 from sottovoce.common.errors import DeploymentError, RunError
 from sottovoce.common.folds import n_folds
 from sottovoce.common.pki import Authority, new_request
-from sottovoce.common.provenance import now
 from sottovoce.common.secagg.roster_file import sound
 from sottovoce.common.secagg.session import MIN_SITES, Member, Roster
 from sottovoce.common.study import Study, load, loads
@@ -53,17 +52,12 @@ def found(folder: Path, text: str) -> tuple[CoordinatorHome, str]:
     authority = Authority.create(home.pki, name=home.settings.name)
     request = new_request(home.pki / "server.key")
     certificate = authority.issue_server(
-        request, hosts=server_hosts(home), hours=home.settings.certificate_hours
+        request, hosts=home.server_hosts, hours=home.settings.certificate_hours
     )
     (home.pki / "server.crt").write_text(certificate)
     (home.pki / "crl.pem").write_text(authority.revocation_list(()))
     Registry.create(home.registry).close()
     return home, authority.fingerprint
-
-
-def server_hosts(home: CoordinatorHome) -> tuple[str, ...]:
-    """Returns the names of the server's certificate: the loopback ones too, by which its own parts reach it."""
-    return tuple(dict.fromkeys([*home.settings.hosts, "localhost", "127.0.0.1"]))
 
 
 def offer(home: CoordinatorHome, study_file: Path, sites: Sequence[str]) -> tuple[Study, tuple[str, ...]]:
@@ -153,11 +147,13 @@ def begin(
 
 def take_up(run: DeployedRun) -> None:
     """Lets a run that failed or was stopped go on from its checkpoint. Raises: RunError for one that is done."""
-    state = run.state
-    if state.state == "done":
-        raise RunError(f"{run.folder}: expected a run that failed or was stopped; this one is done.")
-    if state.is_over:
-        run.say(replace(state, state="waiting", reason="", updated=now()))
+
+    def waiting(state: State) -> State:
+        if state.state == "done":
+            raise RunError(f"{run.folder}: expected a run that failed or was stopped; this one is done.")
+        return replace(state, state="waiting", reason="") if state.is_over else state
+
+    run.change(waiting)
 
 
 def approved_by(registry: Registry, digest: str) -> set[str]:

@@ -1,7 +1,7 @@
 """The half of the registry that says who takes part: invitations, members, certificates.
 
 Guarantees:
-  - Two members never have one name, whatever its case or Unicode form, and never one identity.
+  - Two members never have one name, whatever its case or Unicode form, and never one identity or one node key.
   - An invitation is used once. The same request again gets the same certificate.
   - A certificate that was not recorded here, or was revoked, or whose member was, is admitted to nothing.
 """
@@ -9,7 +9,7 @@ Guarantees:
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from sottovoce.common.consortium.names import folded, member_name
 from sottovoce.common.errors import DeploymentError
@@ -117,7 +117,9 @@ class MemberRegistry:
                 return given or ""
             name, role, before = row["name"], row["role"], find(change, row["name"])
             _refuse_other(before, name, role)
-            _refuse_taken(change, identity, name)
+            _refuse_taken(change, "identity", identity, name)
+            if node_key_pem:
+                _refuse_taken(change, "node_key", node_key_pem, name)
             change.do(
                 "INSERT INTO members (folded, name, role, identity, node_key, serial, not_after, enrolled_at) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (folded) DO UPDATE SET identity = excluded.identity, "
@@ -221,12 +223,14 @@ def _refuse_other(member: Row | None, name: str, role: Role) -> None:
         )
 
 
-def _refuse_taken(change: Change, identity: str, name: str) -> None:
+def _refuse_taken(change: Change, column: Literal["identity", "node_key"], value: str, name: str) -> None:
     taken = change.first(
-        "SELECT name FROM members WHERE identity = ? AND folded <> ?", identity, folded(name)
+        f"SELECT name FROM members WHERE {column} = ? AND folded <> ?",
+        *(value, folded(name)),
     )
     if taken is not None:
-        raise DeploymentError(f"Expected an identity of its own; this one is of {taken['name']!r}.")
+        what = column.replace("_", " ")
+        raise DeploymentError(f"Expected a member with its own {what}; this one is of {taken['name']!r}.")
 
 
 def _certify(change: Change, name: str, serial: int, not_after: int) -> None:

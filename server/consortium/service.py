@@ -23,7 +23,7 @@ from grpc_health.v1 import health_pb2
 
 from sottovoce.common.consortium.schema import SERVICE
 from sottovoce.common.errors import DeploymentError, SottovoceError
-from sottovoce.common.pki import Authority, Role, new_request, peer_of, request_for
+from sottovoce.common.pki import Authority, Role, new_request, peer_of, renewal_due, request_for
 from sottovoce.server.consortium.gate import Gate, Refused, Rule, Visitor
 from sottovoce.server.consortium.members import Members
 from sottovoce.server.consortium.studies import Studies
@@ -126,9 +126,9 @@ class _ServerIdentity:
         """Returns a configuration with a new certificate. Raises: CertificateError, OSError."""
         key_file, settings = self._home.pki / KEY_FILE, self._home.settings
         request = request_for(key_file) if key_file.exists() else new_request(key_file)
-        hosts = tuple(dict.fromkeys([*settings.hosts, "localhost", "127.0.0.1"]))
+        hosts = self._home.server_hosts
         pem = self._authority.issue_server(request, hosts=hosts, hours=settings.certificate_hours)
-        self._due = time.time() + (peer_of(pem).not_after - time.time()) * 2 / 3
+        self._due = renewal_due(peer_of(pem))
         return grpc.ssl_server_certificate_configuration(
             [(key_file.read_bytes(), pem.encode())], self._authority.certificate_pem.encode()
         )

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from sottovoce.client.certified_line import due_at
 from sottovoce.client.commands import ledger_app
 from sottovoce.client.consortium import ConsortiumClient
 from sottovoce.client.duties import duties_of
@@ -27,7 +26,7 @@ from sottovoce.common.errors import CertificateError, DeploymentError, LedgerErr
 from sottovoce.common.keys import SigningKey
 from sottovoce.common.ledger.cosignature import read_cosigned
 from sottovoce.common.ledger.merkle import consistency_proof, leaf_hash, root_of
-from sottovoce.common.pki import Authority, belongs_to, node_public_key, verified_peer
+from sottovoce.common.pki import Authority, belongs_to, node_public_key, renewal_due, verified_peer
 from sottovoce.server.consortium.offers import sign_offer
 from sottovoce.server.consortium.service import serve
 from sottovoce.server.consortium.witnessed import export_witnessed
@@ -168,10 +167,10 @@ def test_a_certificate_is_renewed_at_two_thirds_of_its_life_with_a_new_key(own: 
     before = TlsFolder(hospital.tls).current()
     assert before is not None
     issued = before.peer.not_after - 3600
-    assert due_at(before.peer) == pytest.approx(issued + 2400, abs=2)
+    assert renewal_due(before.peer) == pytest.approx(issued + 2400, abs=2)
     with ConsortiumClient(hospital) as client:
-        assert not client.renew(now=due_at(before.peer) - 1)
-        assert client.renew(now=due_at(before.peer) + 1)
+        assert not client.renew(now=renewal_due(before.peer) - 1)
+        assert client.renew(now=renewal_due(before.peer) + 1)
         after = TlsFolder(hospital.tls).current()
         assert after is not None
         assert after.peer.serial != before.peer.serial

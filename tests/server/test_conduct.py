@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.app import Context, RecordDict
@@ -17,7 +19,7 @@ from sottovoce.common.weights import digest
 from sottovoce.server import conduct as conducting
 from sottovoce.server.app import app
 from sottovoce.server.conduct import LOCK, MODEL_LABEL, conduct, initial_weights
-from sottovoce.server.deployed_run import DeployedRun, runs_of
+from sottovoce.server.deployed_run import DeployedRun, State, runs_of
 from sottovoce.server.exchange import GridExchange
 from sottovoce.server.rounds import run as run_rounds
 from sottovoce.server.superlink import HOME_VARIABLE
@@ -150,6 +152,29 @@ def test_two_processes_do_not_conduct_one_run(
     with lock_file(consortium.run.folder / LOCK), pytest.raises(RunError, match="another process"):
         conduct(consortium.home, "pilot", consortium.grid())
     assert state_of(consortium) == "waiting"
+
+
+@pytest.mark.parametrize("end", ["stopped", "failed", "done"])
+def test_a_run_that_is_over_is_not_conducted_and_stays_over(consortium: Consortium, end: Any) -> None:
+    consortium.run.change(lambda state: replace(state, state=end, reason="why"))
+    with pytest.raises(RunError, match=end):
+        conduct(consortium.home, "pilot", Dying(consortium, 0))
+    assert (state_of(consortium), consortium.run.state.reason) == (end, "why")
+
+
+def test_a_stop_between_two_rounds_is_not_written_over(consortium: Consortium) -> None:
+    def stop(state: State) -> State:
+        return replace(state, state="stopped")
+
+    class Stopping(Dying):
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            consortium.run.change(stop)
+            return super().push_messages(messages)
+
+    with pytest.raises(RunError, match="stopped"):
+        conduct(consortium.home, "pilot", Stopping(consortium, 100))
+    assert state_of(consortium) == "stopped"
+    assert consortium.run.state.round < consortium.study.federation.rounds
 
 
 def test_a_study_that_was_changed_after_the_run_began_is_noticed(consortium: Consortium) -> None:
