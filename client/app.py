@@ -34,8 +34,8 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from sottovoce.client.evaluate import confusion
+from sottovoce.client.instruction import NOT_OF_THE_STUDY, is_of_study
 from sottovoce.client.releases import (
-    NOT_OF_THE_STUDY,
     NOTHING_RELEASED,
     UNDER_MASKS_ONLY,
     Called,
@@ -61,7 +61,7 @@ from sottovoce.common.privacy_specs import DistributedPrivacy, LocalPrivacy, NoP
 from sottovoce.common.secagg.complaint import Phase
 from sottovoce.common.secagg.journal import PHASES
 from sottovoce.common.secagg.session import Agreement, Session
-from sottovoce.common.study import FedProx, HashFolds, Study
+from sottovoce.common.study import HashFolds, Study
 from sottovoce.common.sums import COUNTS, UPDATE, What, codec_of, public_weights, run_name, terms_of
 from sottovoce.common.weights import Array, Layout, ModelWeights, digest
 
@@ -327,17 +327,18 @@ def _called(visit: "_Visit", sent: Mapping[str, Array]) -> Called:
 
 
 def _check_instruction(visit: "_Visit") -> None:
-    """Refuses an instruction that the study does not have. What it has need not be believed of a coordinator.
+    """Refuses an instruction that the study does not have.
 
     In a secure sum a single site that was told something else, of which the others know nothing, could be told apart.
     """
-    study, strategy = visit.study, visit.study.federation.strategy
-    mu = strategy.mu if isinstance(strategy, FedProx) else 0.0
-    if (
-        (visit.rounds, visit.proximal_mu, visit.leaks) != (study.federation.rounds, mu, False)
-        or not 1 <= visit.round <= visit.rounds
-        or not -1 <= visit.fold < n_folds(study.evaluation.folds)
-        or visit.seed not in study.evaluation.seeds
+    if not is_of_study(
+        visit.study,
+        seed=visit.seed,
+        fold=visit.fold,
+        round=visit.round,
+        rounds=visit.rounds,
+        proximal_mu=visit.proximal_mu,
+        leaks=visit.leaks,
     ):
         raise Refusal(NOT_OF_THE_STUDY)
 

@@ -6,13 +6,16 @@ a stock `flower-supernode` (a process for each message) and under our agent (a p
 
 A message is worked on after these questions, in this order:
   1. Has this hospital stopped?                                  `stopped`
-  2. Is it an envelope of the coordinator that was pinned, for this site, now, and new? (`common/envelope.py`)
+  2. Is it an envelope of the coordinator that was pinned, for this site, now?  (`common/envelope.py`)
   3. Is the study approved here, in force, and on disk as it was approved?      `study`
-  4. Is the body one of records, and of the round that was signed for?          `content`, `round`
+  4. Has this question not come before?                                         `replay`
+  5. Is the body one of records, and of the round that was signed for?          `content`, `round`
+  6. Are seed, fold, rounds and pull those of the study?                        `instruction`
 A file of the hospital's own that is missing or damaged is a refusal too: `state`.
 
 Guarantees:
   - Nothing of a message's body is parsed before its envelope was verified and its study found approved.
+  - What is computed is what a run of the approved study computes: no other seed, fold, round, pull or split.
   - Nothing in a message, and nothing of a run's configuration, chooses a file, a device or a mode at this site.
   - Each question is answered at most once, whatever processes there are and however they end.
   - Every refusal is a line of `run/security.jsonl`: a time, a reason, and of the header what was verified.
@@ -30,6 +33,7 @@ from typing import Any
 
 from sottovoce.client.features_at_rest import open_features
 from sottovoce.client.home import Hospital
+from sottovoce.client.instruction import NOT_OF_THE_STUDY, is_of_study
 from sottovoce.client.site_ledger import SiteLedger
 from sottovoce.common import study as studies
 from sottovoce.common.config import as_plain
@@ -95,7 +99,13 @@ def _guarded(hospital: Hospital, message: Message, context: Context) -> Message:
         envelope = unwrapped(message.content)
         header = _opened(hospital, envelope, message.metadata.message_type)
         study = _approved(hospital, header.run)
+        # By run: two runs at once may overtake each other on the way here. Only of runs that were approved: a mark of
+        # each run that a coordinator makes up would fill the file.
+        marks = Replays(hospital.run / REPLAYS)
+        marks.accept(f"{hospital.coordinator.public_key}/{header.run}", header.sequence)
         question = with_content(message, _content(envelope, header))
+        if header.phase != MessageType.QUERY:
+            _check_instruction(study, question.content)
         reply = _answered(hospital, study, question, context)
         return _sealed(hospital, envelope, header, message, reply)
     except EnvelopeRefused as refusal:
@@ -111,20 +121,16 @@ def _refused(hospital: Hospital, message: Message, refusal: EnvelopeRefused) -> 
 
 
 def _opened(hospital: Hospital, envelope: Envelope, phase: str) -> Header:
-    """Returns the header of a question of the pinned coordinator, for the first time that it comes."""
-    key = hospital.coordinator.public_key
-    header = opened(
+    """Returns the header of a question of the pinned coordinator."""
+    return opened(
         envelope,
-        public_key=key,
+        public_key=hospital.coordinator.public_key,
         sender=COORDINATOR,
         recipient="" if phase == MessageType.QUERY else hospital.site,
         phase=phase,
         now=time.time(),
         max_body_bytes=hospital.settings.max_message_bytes,
     )
-    # By run: two runs at once may overtake each other on the way here.
-    Replays(hospital.run / REPLAYS).accept(f"{key}/{header.run}", header.sequence)
-    return header
 
 
 def _approved(hospital: Hospital, digest: str) -> Study:
@@ -167,6 +173,22 @@ def _content(envelope: Envelope, header: Header) -> RecordDict:
     if isinstance(config, ConfigRecord) and config.get("round", header.round) != header.round:
         raise EnvelopeRefused("round", OTHER_ROUND)
     return records
+
+
+def _check_instruction(study: Study, records: RecordDict) -> None:
+    config = records.get(CONFIG)
+    told: dict[str, Any] = dict(config) if isinstance(config, ConfigRecord) else {}
+    whole = [told.get(name) for name in ("seed", "fold", "round", "rounds")]
+    if not all(type(number) is int for number in whole) or not is_of_study(
+        study,
+        seed=told["seed"],
+        fold=told["fold"],
+        round=told["round"],
+        rounds=told["rounds"],
+        proximal_mu=told.get("proximal-mu", -1.0),
+        leaks=told.get("leaking-split", False),
+    ):
+        raise EnvelopeRefused("instruction", NOT_OF_THE_STUDY)
 
 
 def _answered(hospital: Hospital, study: Study, question: Message, context: Context) -> Message:

@@ -40,7 +40,6 @@ _log = logging.getLogger(__name__)
 
 # All that a site with a ledger ever says of why. Denials count withdrawals, errors name files and patients.
 NOTHING_RELEASED = "This site released nothing in this round. Its own log and ledger say why."
-NOT_OF_THE_STUDY = "Expected the study's own rounds, folds, seeds and pull; this site was told others."
 UNDER_MASKS_ONLY = "This study has secure sums; this site sends nothing in the clear."
 LEDGER_SAYS_NO = "This site's ledger says no. Its own log says why."
 

@@ -262,6 +262,21 @@ REFUSED: dict[str, tuple[Callable[[Ward], Envelope | RecordDict], str, bool]] = 
     "a study whose file is gone": (_no_file, "study", True),
     "a pickle": (lambda w: w.sealed(body=pickle.dumps(CONFIG)), "content", True),
     "no body": (lambda w: w.sealed(body=b""), "content", True),
+    "a round of no run": (lambda w: w.sealed(round=4, body=w.body(round=4)), "instruction", True),
+    "more rounds": (lambda w: w.sealed(body=w.body(rounds=77)), "instruction", True),
+    "a seed of no run": (lambda w: w.sealed(body=w.body(seed=99)), "instruction", True),
+    "a fold of no run": (lambda w: w.sealed(body=w.body(fold=9)), "instruction", True),
+    "a pull that the study has not": (
+        lambda w: w.sealed(body=w.body(**{"proximal-mu": 5.0})),
+        "instruction",
+        True,
+    ),
+    "a split by recording": (
+        lambda w: w.sealed(body=w.body(fold=0, **{"leaking-split": True})),
+        "instruction",
+        True,
+    ),
+    "no instruction": (lambda w: w.sealed(body=pack({"arrays": w.weights})), "instruction", True),
     "another round inside": (lambda w: w.sealed(body=w.body(round=2)), "round", True),
     "a stopped hospital": (_stopped, "stopped", True),
     "a ledger without its keys": (_no_keys, "state", True),
@@ -275,7 +290,7 @@ def test_it_is_refused_with_a_word_and_a_line_and_nothing_is_trained(
 ) -> None:
     make, reason, verified = REFUSED[how]
     asked = make(ward)
-    if reason not in ("content", "round"):
+    if reason not in ("content", "round", "instruction"):
         monkeypatch.setattr(hospitals, "unpack", None)  # nothing of the body is parsed before
     reply = ward.answer(asked)
     assert reply.has_error()
@@ -323,6 +338,14 @@ def test_a_ledger_that_did_not_change_is_not_read_again(ward: Ward, monkeypatch:
     assert not ward.answer(questions[1], phase="query").has_error()
     (ward.hospital.ledger / "ledger.jsonl").touch()
     assert ward.answer(questions[2], phase="query").has_error()
+
+
+def test_runs_that_a_coordinator_makes_up_leave_no_mark(ward: Ward) -> None:
+    assert not ward.answer(ward.sealed()).has_error()
+    marks = (ward.hospital.run / "replays").read_bytes()
+    for number in range(5):
+        assert "(study)" in ward.answer(ward.sealed(run=f"{number:064x}")).error.reason
+    assert (ward.hospital.run / "replays").read_bytes() == marks
 
 
 def test_two_runs_at_once_may_overtake_each_other(ward: Ward) -> None:
