@@ -58,7 +58,7 @@ class Told:
 
 
 @contextmanager
-def killable(folder: Path, *, n_runs: int, n_sites: int) -> Iterator[Killable]:
+def killable(folder: Path, *, n_runs: int, n_sites: int, secure: bool = False) -> Iterator[Killable]:
     """Starts a federation for so many runs of seeded noise, in which every site is in every round."""
     folder.mkdir(parents=True, exist_ok=True)
     steps = 4 * n_runs * ROUNDS_OF_A_RUN  # a release that a kill interrupts is spent, and made again
@@ -72,7 +72,8 @@ def killable(folder: Path, *, n_runs: int, n_sites: int) -> Iterator[Killable]:
         privacy=privacy,
         model=LINEAR,
         training=SGD,
-        federation=f"secure_sum = false, deadline_seconds = 60.0, quorum = {n_sites}",
+        federation=f"secure_sum = {str(secure).lower()}, quorum = {n_sites}, deadline_seconds = 60.0, "
+        "largest_change = 1e4",  # the noise is large, so that so many releases have a finite price
     )
     seeds = ", ".join(map(str, range(n_runs)))
     study_file.write_text(
@@ -100,7 +101,11 @@ def simulated(made: Killable, seed: int) -> str:
         Execution(engine="inprocess", workers=1), made.place.data, study_file=made.study_file, ledgers=folder
     ) as exchange:
         cell = DeployedRun.open(made.place.home, f"seed-{seed}").plan.cell
-        return run_rounds(exchange, study, cell=cell, weights=initial_weights(study, seed)).digest
+        weights = initial_weights(study, seed)
+        if not study.sums_are_secure:
+            return run_rounds(exchange, study, cell=cell, weights=weights).digest
+        with site_ledgers.coordinated(folder, study, exchange) as secured:  # type: ignore[arg-type]
+            return run_rounds(secured, study, cell=cell, weights=weights).digest
 
 
 def _kill_at(made: Killable, run: DeployedRun, draw: random.Random, victim: str) -> str:
