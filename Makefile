@@ -9,7 +9,7 @@ export OMP_NUM_THREADS := 1
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: demo test check federation bench proofs sums pooling results audit mutants clean
+.PHONY: demo test check federation faults bench proofs sums pooling results audit mutants clean
 
 demo: $(READY)  ## the main job on the embedded corpus: a federated study, evaluated and reported
 	$(BIN)/sottovoce simulate simulations/scenarios/demo.toml --out runs/demo --twins --overwrite
@@ -28,6 +28,9 @@ check: $(READY)  ## format, lint, types, import directions
 
 federation: $(READY)  ## a coordinator and five hospitals on this machine, a process each: a study seeded and secret, over TLS
 	$(BIN)/python -m sottovoce.simulations.federation
+
+faults: $(READY)  ## a federation under kills, full disks and a bad network, and what a round costs beside Flower's; half an hour
+	$(BIN)/python -m sottovoce.simulations.bench --json runs/faults.json --page docs/faults.md faults fleet
 
 bench: $(READY)  ## speed and memory, as ratios measured in one run
 	$(BIN)/python -m sottovoce.simulations.bench --json runs/bench.json --page docs/bench.md
