@@ -10,6 +10,7 @@
 Guarantees:
   - Nothing that the coordinator says is believed without its signature: an offer is what was signed, and the study has
     the digest that it is offered under.
+  - An offer that cannot be kept holds up no other, and at most `MAX_OFFERS` are kept.
   - Files that come are whole or not there; a model goes on where its transfer broke off.
   - The certificate stays in force by itself: `certified_line.py`.
 """
@@ -24,6 +25,7 @@ from typing import Any, Literal
 from sottovoce.client.certified_line import CertifiedLine
 from sottovoce.client.enrolment import Place, enrol
 from sottovoce.client.home import Hospital
+from sottovoce.client.offered import OFFER_FILE, digests, open_offer
 from sottovoce.client.received import KeptOffer, ModelSeen, OfferSeen, checked_model, checked_offer, finish
 from sottovoce.client.secure_folder import ROSTERS
 from sottovoce.client.site_ledger import SECURE
@@ -38,7 +40,7 @@ from sottovoce.common.consortium.statements import (
     CheckpointStatement,
     signed,
 )
-from sottovoce.common.errors import DeploymentError, LedgerError
+from sottovoce.common.errors import DeploymentError, LedgerError, SottovoceError
 from sottovoce.common.files import lock_file, write_whole
 from sottovoce.common.ledger.checkpoint import parse
 from sottovoce.common.ledger.cosignature import cosign
@@ -49,8 +51,9 @@ from sottovoce.common.ledger.witness import proof_since
 from sottovoce.common.pki import Peer
 from sottovoce.common.study import Study
 
-OFFER_FILE, WITNESS_LOCK = "offer.json", "witness.lock"
+WITNESS_LOCK = "witness.lock"
 STREAM_SECONDS, MAX_BREAKS = 300.0, 20
+MAX_OFFERS = 1_000  # that lie here: what a coordinator can fill of this disk
 MAX_LOOKS = 100  # the rest comes at the next time
 
 _log = logging.getLogger("sottovoce.client.consortium")
@@ -115,11 +118,29 @@ class ConsortiumClient(CertifiedLine):
             raise DeploymentError(f"{folder}: cannot be written ({error.strerror}).") from None
         return study
 
-    def fetch_all(self) -> tuple[Study, ...]:
-        """Fetches every offered study that is not here yet, and returns those."""
-        folder = self._hospital().study_folder
-        missing = [one.study for one in self.offers() if not (folder(one.study) / OFFER_FILE).exists()]
-        return tuple(map(self.fetch, missing))
+    def fetch_all(self, *, mend: bool = False) -> tuple[Study, ...]:
+        """Fetches every offered study that is not here yet, and returns those; with `mend` also what lies here damaged.
+
+        Raises:
+            DeploymentError: some of them are not what the coordinator signed, or too many; the others are here then.
+        """
+        hospital = self._hospital()
+        missing = [one.study for one in self.offers() if not _lies_here(hospital, one.study, mend=mend)]
+        room = MAX_OFFERS - len(digests(hospital))
+        fetched, failed = list[Study](), list[str]()
+        for digest in missing[: max(0, room)]:
+            try:
+                fetched.append(self.fetch(digest))
+            except SottovoceError as error:
+                failed.append(str(error))
+        if len(missing) > room:
+            failed.append(
+                f"Expected at most {MAX_OFFERS} offers; there are more. Remove folders of old ones from "
+                f"{hospital.studies}."
+            )
+        if failed:
+            raise DeploymentError(" ".join(failed[:3]))
+        return tuple(fetched)
 
     def send_approval(self, digest: str, decision: Literal["approved", "denied"]) -> int:
         """Tells the coordinator what the ledger says of a study; returns the entry where it stands.
@@ -316,6 +337,15 @@ class ConsortiumClient(CertifiedLine):
         if not isinstance(self.place, Hospital):
             raise DeploymentError("Expected a hospital's folder; this is a person's. A site does this.")
         return self.place
+
+
+def _lies_here(hospital: Hospital, digest: str, *, mend: bool) -> bool:
+    try:
+        if mend:
+            open_offer(hospital, digest)
+        return (hospital.study_folder(digest) / OFFER_FILE).exists()
+    except SottovoceError:  # no digest at all, too: `fetch` says so
+        return False
 
 
 def _shown(line: Any) -> Shown:

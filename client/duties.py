@@ -40,15 +40,14 @@ class _Duties:
         self._client.renew()
 
     def offers(self) -> None:
-        """Fetches studies that are new, and tells the coordinator of approvals that it has not heard of."""
-        self._client.fetch_all()
+        """Tells the coordinator of approvals that it has not heard of, and fetches studies that are new."""
         waiting = [one.study for one in self._client.offers() if one.decision != "approved"]
-        if not waiting:
-            return
-        approved = _approved(self._hospital)
-        for digest in waiting:
-            if digest in approved:
-                self._client.send_approval(digest, "approved")
+        if waiting:
+            approved = _approved(self._hospital)
+            for digest in waiting:
+                if digest in approved:
+                    self._client.send_approval(digest, "approved")
+        self._client.fetch_all()  # last: it raises where one of them cannot be kept
 
     def checkpoint(self) -> None:
         """Hands in the newest checkpoint, if it is another than the last one."""

@@ -118,6 +118,10 @@ def checked_model(found: Any, coordinator: str) -> ModelSeen:
         raise DeploymentError(
             f"Expected a model signed by the coordinator; that of run {model.run!r} is not."
         )
+    if len(model.sha256) != 64 or not set(model.sha256) <= set(
+        "0123456789abcdef"
+    ):  # it becomes a file's name
+        raise DeploymentError("Expected a model's SHA-256 of 64 hexadecimal digits; came other text.")
     if not 0 < model.n_bytes <= MAX_MODEL_BYTES:
         raise DeploymentError(f"Expected a model of at most {MAX_MODEL_BYTES} bytes; came {model.n_bytes}.")
     return model

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sottovoce.common.errors import DeploymentError
+from sottovoce.common.errors import DeploymentError, SottovoceError
 
 if TYPE_CHECKING:
     from sottovoce.client.home import Hospital
@@ -95,7 +95,7 @@ def offers(home: Home, as_json: AsJson = False) -> None:
 
     hospital = _open(home)
     with ConsortiumClient(hospital) as client:
-        new = [study.digest() for study in client.fetch_all()]
+        new = [study.digest() for study in client.fetch_all(mend=True)]
     rows = study_rows(hospital)
     if as_json:
         _print_json({"new": new, "studies": rows})
@@ -314,7 +314,7 @@ def _hand_in(hospital: "Hospital", digest: str, answer: object) -> None:
     try:
         with ConsortiumClient(hospital) as client:
             client.send_approval(digest, "approved" if isinstance(answer, Granted) else "denied")
-    except DeploymentError as error:
+    except SottovoceError as error:
         typer.echo(f"The coordinator was not told: {error} The agent will tell it.", err=True)
 
 

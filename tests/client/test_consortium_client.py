@@ -15,13 +15,18 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from sottovoce.client import consortium as consortium_client
 from sottovoce.client.commands import ledger_app
 from sottovoce.client.consortium import ConsortiumClient
 from sottovoce.client.duties import duties_of
 from sottovoce.client.home import Hospital
+from sottovoce.client.offered import OFFER_FILE, digests, open_offer
+from sottovoce.client.received import checked_model
 from sottovoce.client.site_ledger import SiteLedger
 from sottovoce.client.tls_folder import TlsFolder
 from sottovoce.common import study as studies
+from sottovoce.common.consortium import consortium_pb2 as schema
+from sottovoce.common.consortium.statements import ModelStatement, signed
 from sottovoce.common.errors import CertificateError, DeploymentError, LedgerError
 from sottovoce.common.keys import SigningKey
 from sottovoce.common.ledger.cosignature import read_cosigned
@@ -267,6 +272,54 @@ def test_an_offer_that_is_not_what_it_says_is_not_kept(made: Consortium, what: s
     with ConsortiumClient(hospital) as client, pytest.raises(DeploymentError, match=said):
         client.fetch(digest)
     assert not hospital.study_folder(digest).exists()
+
+
+def test_an_offer_that_cannot_be_kept_holds_up_no_other_and_no_approval(own: Consortium) -> None:
+    hospital = own.join("hospital-a")
+    own.join("hospital-b")
+    first = own.offer(["hospital-a"], name="first")
+    with ConsortiumClient(hospital) as client:
+        client.fetch(first.digest())
+    approve(hospital, first)
+    lie(own, "another key")
+    last = own.offer(["hospital-a"], name="last")
+    (_, duty, *_) = duties_of(hospital)
+    with pytest.raises(DeploymentError, match="an offer signed by"):
+        duty.work()
+    assert studies.load(hospital.study_file(last.digest())) == last
+    assert own.registry.approved(first.digest()) == {"hospital-a"}
+
+
+def test_a_damaged_offer_is_mended_by_fetching_it_again(made: Consortium) -> None:
+    study, hospital = made.offer(SITES, name="damaged"), made.join("hospital-c")
+    with ConsortiumClient(hospital) as client:
+        client.fetch(study.digest())
+        (hospital.study_folder(study.digest()) / OFFER_FILE).write_text("{")
+        with pytest.raises(DeploymentError, match="Fetch it again with `sottovoce client offers`"):
+            open_offer(hospital, study.digest())
+        with suppress(DeploymentError):  # of the lies that others of these tests have offered
+            client.fetch_all(mend=True)
+    assert open_offer(hospital, study.digest()).study == study
+
+
+def test_a_coordinator_fills_no_disk_with_offers(own: Consortium, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consortium_client, "MAX_OFFERS", 2)
+    hospital = own.join("hospital-a")
+    for number in range(3):
+        own.offer(["hospital-a"], name=f"offer {number}")
+    with ConsortiumClient(hospital) as client:
+        for _ in range(2):
+            with pytest.raises(DeploymentError, match="at most 2 offers"):
+                client.fetch_all()
+    assert len(digests(hospital)) == 2
+
+
+@pytest.mark.parametrize("sha256", ["../../../etc/x", "G" * 64, "0" * 63])
+def test_a_model_whose_digest_is_none_is_refused(made: Consortium, sha256: str) -> None:
+    said = ModelStatement(run="r", study="s", name="n", n_bytes=1, sha256=sha256, released_at=1)
+    found = schema.Model(**vars(said), signature=signed(made.home.key, said))
+    with pytest.raises(DeploymentError, match="64 hexadecimal digits"):
+        checked_model(found, made.home.key.public_hex)
 
 
 def test_what_is_sent_as_approved_stands_in_the_ledger(own: Consortium) -> None:
