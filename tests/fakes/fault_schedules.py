@@ -17,7 +17,7 @@ reordered, altered, swapped and replayed. After a while the storm is over, as op
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -30,6 +30,7 @@ from sottovoce.common.flower import ClientApp
 from sottovoce.common.study import Study
 from sottovoce.common.weights import from_state_dict
 from sottovoce.server import conduct
+from sottovoce.server.operations import take_up
 from tests.fakes.clock import Clock
 from tests.fakes.coordinators import Consortium
 from tests.fakes.failing_os import TROUBLES, FailingOs, Killed, Trouble
@@ -180,6 +181,15 @@ def _watching(world: World) -> Iterator[None]:
         yield
 
 
+def _take_up(world: World) -> None:
+    """Lets a run go on, as its operator does; one that was killed at its last write is looked at once more."""
+    run = world.made.run
+    if run.state.state == "done":
+        run.change(lambda state: replace(state, state="running"))
+    else:
+        take_up(run)
+
+
 def _live(
     world: World, grid: LossyGrid, clock: Clock, machine: FailingOs, draw: random.Random
 ) -> tuple[int, int]:
@@ -187,6 +197,7 @@ def _live(
     deaths = stops = 0
     for _ in range(MOST_LIVES):
         machine.start(COORDINATOR)
+        _take_up(world)
         n_full, was_calm = machine.met["full"], grid.weather is CALM
         try:
             with machine.acting(COORDINATOR):
