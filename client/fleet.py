@@ -58,9 +58,9 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from sottovoce.client import trouble as troubles
 from sottovoce.client.home import Hospital
-from sottovoce.client.inflating import inflated
 from sottovoce.client.line import Line
 from sottovoce.common.errors import DeploymentError
+from sottovoce.common.inflating import inflated
 
 # Flower's least. After two without one a node is offline, and no round waits for it.
 HEARTBEAT_SECONDS = 10.0

@@ -27,5 +27,6 @@ def main(grid: Grid, context: Context) -> None:
             "Expected a coordinator's folder in the environment and a run's name; came none. Runs are begun with "
             "`sottovoce server run`."
         )
-    answer_quickly()
-    conduct(CoordinatorHome.open(Path(folder)), name, grid)
+    home = CoordinatorHome.open(Path(folder))
+    answer_quickly(max_bytes=home.settings.max_message_bytes)
+    conduct(home, name, grid)

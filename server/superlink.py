@@ -10,6 +10,7 @@ are registered anew at each start; where a run has come to stands in its folder,
 Guarantees:
   - TLS and node authentication are on; telemetry, update checks and the installation of packages at run time are off.
   - The bundle holds one file, `pyproject.toml`, that names modules of the installed wheel: no code travels.
+  - A reply that cannot be put together, or is too large, is an error reply, not the end of the run.
   - A SuperLink that an earlier coordinator left behind is ended before a new one begins, and nobody else's process is.
 """
 
@@ -41,8 +42,10 @@ from flwr.supercore.inflatable.inflatable_utils import (
 )
 from flwr.superlink.grid import http_grid
 
+from sottovoce.common.envelope import MAX_BODY_BYTES
 from sottovoce.common.errors import DeploymentError
 from sottovoce.common.flower import VERSION
+from sottovoce.common.inflating import unfolded
 from sottovoce.common.processes import Child
 from sottovoce.server.home import CoordinatorHome
 
@@ -51,6 +54,7 @@ LOOPBACK = "127.0.0.1"
 HOME_VARIABLE = "SOTTOVOCE_SERVER_HOME"
 PULL_BACKOFF_SECONDS = 0.05  # Flower waits 1 s for what of a reply has not come yet
 PULL_BACKOFF_CAP_SECONDS = 1.0
+MAX_REPLY_OBJECTS, OVERHEAD_BYTES = 4_096, 1_000_000  # what stands around a body
 STALL_SECONDS = 20.0  # a chunk of 5 MB needs 2 Mbit/s
 _PYPROJECT = f"""\
 [project]
@@ -83,21 +87,38 @@ def packed(files: Mapping[str, bytes]) -> bytes:
     return fab
 
 
-def answer_quickly() -> None:
+def answer_quickly(*, max_bytes: int = MAX_BODY_BYTES) -> None:
     """Lets Flower's grid look again after 50 ms, not 1 s, for what of a reply has not arrived. For this process.
 
     Flower waits for a reply whose sender died in the middle of sending it until the SuperLink forgets it, minutes past
     any deadline, and hears nobody else meanwhile. Here a reply of which nothing more comes for `STALL_SECONDS` is an
-    error reply.
+    error reply; and so is one of more than `max_bytes`, or whose objects make no message: at those Flower's grid would
+    end, and the run with it.
     """
     flower: Any = http_grid
-    if flower.pull_objects is not _pulled:
-        flower.pull_objects = _pulled
+    flower.pull_objects = functools.partial(_pulled, max_bytes=max_bytes)
 
 
-def _pulled(object_ids: list[str], pull_object_fn: Callable[[str], bytes]) -> dict[str, bytes]:
-    """Stands in the place of Flower's `pull_objects` in its grid."""
-    last = time.monotonic()
+def _pulled(
+    object_ids: list[str], pull_object_fn: Callable[[str], bytes], *, max_bytes: int
+) -> dict[str, bytes]:
+    """Stands in the place of Flower's `pull_objects` in its grid. The last id is the message's own."""
+    message_id = object_ids[-1]
+    ids = list(dict.fromkeys(object_ids))
+    if len(ids) > MAX_REPLY_OBJECTS:
+        raise ObjectPullError(message_id, f"more than {MAX_REPLY_OBJECTS} objects")
+    contents = _fetched(ids, pull_object_fn, max_bytes)
+    try:
+        unfolded(message_id, dict(contents), max_bytes=max_bytes)
+    except DeploymentError as error:
+        raise ObjectPullError(message_id, str(error)) from None
+    return contents
+
+
+def _fetched(
+    object_ids: list[str], pull_object_fn: Callable[[str], bytes], max_bytes: int
+) -> dict[str, bytes]:
+    last, sizes = time.monotonic(), dict[str, int]()
 
     def pull(object_id: str) -> bytes:
         nonlocal last
@@ -107,7 +128,9 @@ def _pulled(object_ids: list[str], pull_object_fn: Callable[[str], bytes]) -> di
             if time.monotonic() - last > STALL_SECONDS:
                 raise ObjectPullError(object_id, "nothing more of it came") from None
             raise
-        last = time.monotonic()
+        last, sizes[object_id] = time.monotonic(), len(content)
+        if sum(sizes.values()) > max_bytes + OVERHEAD_BYTES:
+            raise ObjectPullError(object_id, f"a reply of more than {max_bytes} bytes")
         return content
 
     return pull_objects(

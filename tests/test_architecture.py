@@ -28,7 +28,7 @@ DOORS = {
         # a real federation: Flower's fleet protocol at a site, its SuperLink at the coordinator
         "client/fleet.py",
         "client/line.py",
-        "client/inflating.py",
+        "common/inflating.py",
         "server/superlink.py",
         # the yardsticks that a grid and a secure sum are measured against are Flower's own
         "simulations/bench/flower_on_ray.py",

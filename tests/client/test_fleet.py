@@ -23,11 +23,11 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from sottovoce.client import bundle, fleet, line
-from sottovoce.client.inflating import inflated
 from sottovoce.client.line import CERTIFICATE, CERTIFICATE_KEY, Line
 from sottovoce.client.trouble import CLOCK_TOLERANCE_SECONDS, of_transport, parts
 from sottovoce.common.errors import DeploymentError, KeyFileError
 from sottovoce.common.flower import adopt_task_identity
+from sottovoce.common.inflating import inflated
 from sottovoce.common.pki import Authority, new_node_key, new_request
 from tests.fakes import superlinks
 from tests.fakes.tls_servers import PROTOBUF, serving

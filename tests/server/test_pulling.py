@@ -1,55 +1,121 @@
-"""Claims of how replies are fetched from a SuperLink: quickly, and not for ever."""
+"""Claims of how replies are fetched from a SuperLink: quickly, not for ever, and no reply ends a run."""
 
+import functools
 import time
+from collections.abc import Callable
+from hashlib import sha256
 
+import numpy as np
 import pytest
+from flwr.app import Message
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
 from flwr.superlink.grid import http_grid
 
+from sottovoce.common.flower import ConfigRecord, RecordDict, adopt_task_identity, array_record
 from sottovoce.server import superlink
+
+
+def objects_of(n_bytes: int = 10) -> dict[str, bytes]:
+    """Returns the objects of a message with an array, by their ids; the message itself comes last."""
+    adopt_task_identity()
+    array = array_record({"body": np.zeros(n_bytes, np.uint8)})
+    message = Message(RecordDict({"sealed": ConfigRecord({"header": b"h"}), "body": array}), 1, "train")
+    message.metadata.__dict__["_message_id"] = message.object_id
+    return {key: one.deflate() for key, one in get_all_nested_objects(message).items()}
 
 
 @pytest.fixture(autouse=True)
 def patched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_grid, "pull_objects", http_grid.pull_objects)  # put back afterwards
     monkeypatch.setattr(superlink, "STALL_SECONDS", 0.4)
-    superlink.answer_quickly()
+    superlink.answer_quickly(max_bytes=100_000)
+
+
+def pulled(objects: dict[str, bytes], pull: Callable[[str], bytes] | None = None) -> dict[str, bytes]:
+    found: dict[str, bytes] = http_grid.pull_objects(
+        object_ids=list(objects), pull_object_fn=pull or objects.__getitem__
+    )
+    return found
 
 
 def test_a_reply_whose_sender_died_in_the_middle_of_it_is_given_up() -> None:
+    objects = objects_of()
+
     def pull(object_id: str) -> bytes:
-        if object_id == "there":
-            return b"1"
+        if object_id == next(iter(objects)):
+            return objects[object_id]
         raise ObjectUnavailableError(object_id)
 
     began = time.monotonic()
     with pytest.raises(ObjectPullError):
-        http_grid.pull_objects(object_ids=["there", "missing"], pull_object_fn=pull)
+        pulled(objects, pull)
     assert 0.4 < time.monotonic() - began < 5
 
 
 def test_a_reply_on_a_bad_line_is_waited_for_as_long_as_more_of_it_comes() -> None:
-    began, came = time.monotonic(), list[str]()
+    objects, began, came = objects_of(), time.monotonic(), list[str]()
+    number = {object_id: n for n, object_id in enumerate(objects)}
 
     def pull(object_id: str) -> bytes:
-        if time.monotonic() - began < 0.25 * (int(object_id) + 1):
+        if time.monotonic() - began < 0.25 * (number[object_id] + 1):
             raise ObjectUnavailableError(object_id)
         came.append(object_id)
-        return object_id.encode()
+        return objects[object_id]
 
-    ids = [str(number) for number in range(4)]
-    assert http_grid.pull_objects(object_ids=ids, pull_object_fn=pull) == {one: one.encode() for one in ids}
+    assert pulled(objects, pull) == objects
     assert time.monotonic() - began > 2 * superlink.STALL_SECONDS
-    assert sorted(came) == ids
+    assert sorted(came) == sorted(objects)
 
 
 def test_what_is_there_a_moment_later_is_fetched_within_a_tenth_of_a_second() -> None:
-    began = time.monotonic()
+    objects, began = objects_of(), time.monotonic()
 
     def pull(object_id: str) -> bytes:
         if time.monotonic() - began < 0.02:
             raise ObjectUnavailableError(object_id)
-        return b"1"
+        return objects[object_id]
 
-    http_grid.pull_objects(object_ids=["a"], pull_object_fn=pull)
+    pulled(objects, pull)
     assert time.monotonic() - began < 0.6  # Flower's own first pause is 1 s
+
+
+def _changed(objects: dict[str, bytes], kind: bytes, change: Callable[[bytes], bytes]) -> dict[str, bytes]:
+    """Changes the body of one kind of object, and all names on the way up, as a site may."""
+    made, names = dict[str, bytes](), dict[str, str]()
+    for key, content in objects.items():
+        for old, new in names.items():
+            content = content.replace(old.encode(), new.encode())
+        if content.startswith(kind + b" "):
+            head, _, body = content.partition(b"\0")
+            body = change(body)
+            content = b" ".join((*head.split(b" ")[:2], str(len(body)).encode())) + b"\0" + body
+        names[key] = sha256(content).hexdigest()
+        made[names[key]] = content
+    assert made != objects
+    return made
+
+
+BROKEN = {
+    "a record that is none": lambda: _changed(objects_of(), b"ConfigRecord", lambda body: b"\xff\xff\xff"),
+    "an array that is none": lambda: _changed(objects_of(), b"Array", lambda body: b"{}"),
+    "pieces named a million times": lambda: _changed(
+        objects_of(), b"Array", lambda body: body.replace(b"[0]", b"[" + b"0," * 999_999 + b"0]")
+    ),
+    "a message that is none": lambda: _changed(objects_of(), b"Message", lambda body: b"\xff\xff"),
+    "no message at all": lambda: dict(list(objects_of().items())[:-1]),
+    "a reply above the bound": lambda: objects_of(1_200_000),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_reply_that_makes_no_message_is_an_error_reply_and_no_end_of_the_run(how: str) -> None:
+    # Of this error alone Flower's grid makes an error reply; at any other one its process ends.
+    with pytest.raises(ObjectPullError):
+        pulled(BROKEN[how]())
+
+
+def test_grids_of_one_process_are_patched_once() -> None:
+    superlink.answer_quickly(max_bytes=5)
+    assert isinstance(http_grid.pull_objects, functools.partial)
+    assert not isinstance(http_grid.pull_objects.func, functools.partial)

@@ -28,7 +28,19 @@ def inflated(envelope: Message, contents: dict[str, bytes], *, max_bytes: int) -
     Raises:
         DeploymentError: an object is another one, arrays are larger than `max_bytes`, or it is not this message.
     """
-    message_id = envelope.metadata.message_id
+    message = unfolded(envelope.metadata.message_id, contents, max_bytes=max_bytes)
+    if not _is_of(message, envelope):
+        raise _refused("its objects are of another message")
+    stamp(message, envelope.metadata.message_id)
+    return message
+
+
+def unfolded(message_id: str, contents: dict[str, bytes], *, max_bytes: int) -> Message:
+    """Returns the message of these objects, whatever it is; takes them out of `contents` on the way.
+
+    Raises:
+        DeploymentError: an object is another one, arrays are larger than `max_bytes`, or it is no message.
+    """
     try:
         for object_id, content in contents.items():
             _check_digest(object_id, content)
@@ -39,9 +51,8 @@ def inflated(envelope: Message, contents: dict[str, bytes], *, max_bytes: int) -
         raise
     except Exception as error:  # Flower's own raise whatever they come upon
         raise _refused(f"its objects cannot be put together ({type(error).__name__})") from None
-    if not isinstance(message, Message) or not _is_of(message, envelope):
+    if not isinstance(message, Message):
         raise _refused("its objects are of another message")
-    stamp(message, message_id)
     return message
 
 
