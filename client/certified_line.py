@@ -81,6 +81,7 @@ class CertifiedLine:
 
     def fresh(self) -> Pair:
         """Returns the pair to call with, renewed if it is time; one that could not be is used as long as it holds."""
+        self._pair()  # else nothing is there to be renewed
         try:
             self.renew()
         except SottovoceError as error:

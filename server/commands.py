@@ -85,6 +85,7 @@ def invite(
     from sottovoce.server.home import CoordinatorHome
 
     opened = CoordinatorHome.open(home)
+    _must_be_a_folder(out)
     write_whole(out, invitation(opened, name, role=_one_of("--role", role), hours=hours).encode(), mode=0o600)
     typer.echo(f"Wrote {out}: whoever has it first is {name!r}. It can be used once, within {hours:g} hours.")
 
@@ -207,7 +208,7 @@ def witnessed(
 
 @server_app.command()
 def stop(home: Home, name: RunName = None) -> None:
-    """Stop one run for good (--name), or the coordinator: its runs go on at the next start."""
+    """Stop one run (--name), until `resume`; or the coordinator: its runs go on at the next start."""
     from sottovoce.server.deployed_run import DeployedRun, ended
     from sottovoce.server.home import CoordinatorHome
     from sottovoce.server.standing import coordinator_process
@@ -245,6 +246,13 @@ def _follow(run: Any, *, detach: bool, as_json: bool) -> None:
     elif state.state == "done":
         typer.echo(f"{run.folder / 'model.safetensors'}: weights {state.weights_sha256}")
     raise typer.Exit(0 if state.state == "done" else 1)
+
+
+def _must_be_a_folder(out: Path) -> None:
+    from sottovoce.common.errors import DeploymentError
+
+    if not os.access(out.parent, os.W_OK):
+        raise DeploymentError(f"--out: expected a folder that can be written to; {out.parent} is none.")
 
 
 def _must_be_running(home: Any) -> None:

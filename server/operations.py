@@ -67,8 +67,8 @@ def offer(home: CoordinatorHome, study_file: Path, sites: Sequence[str]) -> tupl
         StudyError: the study cannot be run.
         DeploymentError: the sites are not those that the study is for.
     """
-    text = study_file.read_text(encoding="utf-8")
-    study, registry, offered_at = loads(text), Registry.open(home.registry), int(time.time())
+    study, text = load(study_file), study_file.read_text(encoding="utf-8")
+    registry, offered_at = Registry.open(home.registry), int(time.time())
     active = {
         member.name: member
         for member in registry.sites()

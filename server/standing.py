@@ -9,8 +9,9 @@ from typing import Any
 from rich.console import RenderableType
 from rich.table import Table
 
+from sottovoce.common.errors import SottovoceError
 from sottovoce.common.processes import read_mark
-from sottovoce.server.deployed_run import DeployedRun, runs_of
+from sottovoce.server.deployed_run import DeployedRun, State, runs_of
 from sottovoce.server.home import MARK, STATUS, CoordinatorHome
 from sottovoce.server.operations import approved_by
 from sottovoce.server.registry import Registry
@@ -42,18 +43,24 @@ def standing(home: CoordinatorHome) -> dict[str, Any]:
             }
             for one in registry.offers()
         ],
-        "runs": [
-            {"run": name, "study": run.plan.study_digest, **asdict(run.state)}
-            for name in runs_of(home)
-            for run in [DeployedRun.open(home, name)]
-        ],
+        "runs": [_run(home, name) for name in runs_of(home)],
     }
+
+
+def _run(home: CoordinatorHome, name: str) -> dict[str, Any]:
+    try:
+        run = DeployedRun.open(home, name)
+        return {"run": name, "study": run.plan.study_digest, **asdict(run.state)}
+    except SottovoceError as error:  # the others are told all the same
+        return {"run": name, "study": "", **asdict(State()), "state": "damaged", "reason": str(error)}
 
 
 def standing_lines(plain: dict[str, Any]) -> Iterator[RenderableType]:
     """Yields what a terminal shows of it."""
     up = "running" if plain["running"] else "NOT RUNNING: start it with `sottovoce server start`"
     yield f"{plain['name']}: {up}"
+    for problem in plain["coordinator"].get("problems", ()) if plain["running"] else ():
+        yield f"PROBLEM: {problem}"
     yield f"Public key {plain['public_key']}"
     members = _table("who", "role", "certificate ends", "last seen", "")
     for one in plain["members"]:
