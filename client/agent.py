@@ -71,11 +71,7 @@ def run_agent(
     Raises:
         DeploymentError, KeyFileError: it cannot run at all; the sentence says why, and what to do.
     """
-    if files.stop_of(hospital.run) is not None:
-        raise DeploymentError(
-            "Expected this hospital to take part; it was stopped by its operator. Take up training again with "
-            "`sottovoce client start --resume`."
-        )
+    _must_take_part(hospital)
     ending = stop or threading.Event()
     lock = files.AgentLock(hospital.run)
     handler = files.log_to(_log, hospital.run)
@@ -124,6 +120,8 @@ class _Agent:
     def run(self) -> None:
         """Works until the end is asked for. Raises: DeploymentError where the port for metrics is taken."""
         try:
+            # Once more: a stop that was written since found no process to end, for its name was not in the lock yet.
+            _must_take_part(self._hospital)
             with self._metrics.served(self._hospital.settings.metrics_port):
                 self._run()
         finally:
@@ -257,7 +255,8 @@ class _Agent:
 
     def _refused(self, delivery: Delivery, reason: str, text: str) -> None:
         phase = _phase(delivery.envelope)
-        files.refuse(self._hospital.run, reason, run=str(delivery.run_id), phase=phase, text=text)
+        facts = {"header": "unverified", "run": str(delivery.run_id), "phase": phase, "text": text}
+        files.add_refusal(self._hospital.run, {"reason": reason, **facts})
         self._metrics.refused(reason)
 
     def _verdict(self, fleet: Fleet, run_id: int, until: float) -> str:
@@ -362,6 +361,14 @@ class _Agent:
         self._worker.kill()
         if not self._ending.is_set():
             self._worker = self._new_worker()
+
+
+def _must_take_part(hospital: Hospital) -> None:
+    if files.stop_of(hospital.run) is not None:
+        raise DeploymentError(
+            "Expected this hospital to take part; it was stopped by its operator. Take up training again with "
+            "`sottovoce client start --resume`."
+        )
 
 
 def slot(began: float, ready: float, every: float) -> float:

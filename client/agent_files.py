@@ -33,9 +33,11 @@ from sottovoce.common.processes import began
 LOCK, STATUS, JOURNAL, STOPPED = "agent.lock", "status.json", "inflight.json", "stopped"
 SECURITY, LOG = "security.jsonl", "agent.log"
 MAX_FILE_BYTES = 100_000
-MAX_SECURITY_BYTES = 10_000_000
+MAX_SECURITY_BYTES = 10_000_000  # of the file in use; the one before it is kept beside it
 LOCK_TRIES = 5
 LOG_BYTES, LOG_FILES = 1_000_000, 5
+
+_log = logging.getLogger("sottovoce.client.agent")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,18 +220,18 @@ def read_status(folder: Path) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def refuse(folder: Path, reason: str, **fields: str) -> None:
-    """Adds a line to what was refused, as `client/hospital.py` does. A full disk loses the line, not the refusal."""
+def add_refusal(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Adds a line to what was refused here, with the time. A full disk loses the line, not the refusal."""
     path = folder / SECURITY
-    line = {"time": round(time.time(), 3), "reason": reason, "header": "unverified", **fields}
+    line = json.dumps({"time": round(time.time(), 3), **facts}, sort_keys=True)
     try:
         if path.exists() and path.stat().st_size > MAX_SECURITY_BYTES:
             path.replace(path.with_name(path.name + ".1"))
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "ab") as file:
-            file.write(json.dumps(line, sort_keys=True).encode() + b"\n")
-    except OSError:
-        return
+            file.write(line.encode() + b"\n")  # one write: lines of two processes do not mix
+    except OSError as error:
+        _log.error("%s cannot be written (%s)", SECURITY, error.strerror)
 
 
 def log_to(log: logging.Logger, folder: Path) -> logging.Handler:

@@ -31,6 +31,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from sottovoce.client.agent_files import add_refusal, stop_of
 from sottovoce.client.features_at_rest import open_features
 from sottovoce.client.home import Hospital
 from sottovoce.client.instruction import NOT_OF_THE_STUDY, is_of_study
@@ -64,8 +65,7 @@ from sottovoce.common.records import pack, unpack
 from sottovoce.common.sealing import content_of, records_of, unwrapped, with_content, wrapped
 from sottovoce.common.study import Study
 
-STOPPED, SECURITY, REPLAYS, SEQUENCE = "stopped", "security.jsonl", "replays", "sequence"
-MAX_SECURITY_BYTES = 10_000_000  # of the file in use; the one before it is kept beside it
+REPLAYS, SEQUENCE = "replays", "sequence"
 
 NOT_SET_UP = "This site cannot answer now. Its own log says why."
 NOT_APPROVED = "This site has not approved this study, or does not any more."
@@ -94,7 +94,7 @@ app = SealedApp()
 
 def _guarded(hospital: Hospital, message: Message, context: Context) -> Message:
     try:
-        if (hospital.run / STOPPED).exists():
+        if stop_of(hospital.run) is not None:
             raise EnvelopeRefused("stopped", HAS_STOPPED)
         envelope = unwrapped(message.content)
         header = _opened(hospital, envelope, message.metadata.message_type)
@@ -252,18 +252,9 @@ def _sealed(
 
 def note(hospital: Hospital, refusal: EnvelopeRefused, message: Message) -> None:
     """Writes a refusal down: when, why, and what of the header was verified. A disk that is full hides none of it."""
-    line: dict[str, Any] = {"time": round(time.time(), 3), "reason": refusal.reason, "header": "unverified"}
+    line: dict[str, Any] = {"reason": refusal.reason, "header": "unverified"}
     with suppress(SottovoceError, ValueError):
         if header := signed_header(unwrapped(message.content), hospital.coordinator.public_key):
             line["header"] = as_plain(header)
-    text = json.dumps(line, sort_keys=True)
-    _log.warning("a message was refused: %s", text)
-    path = hospital.run / SECURITY
-    try:
-        if path.exists() and path.stat().st_size > MAX_SECURITY_BYTES:
-            path.replace(path.with_name(path.name + ".1"))
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        with os.fdopen(descriptor, "ab") as file:
-            file.write(text.encode() + b"\n")  # one write: lines of two processes do not mix
-    except OSError as error:
-        _log.error("%s cannot be written (%s)", SECURITY, error.strerror)
+    _log.warning("a message was refused: %s", json.dumps(line, sort_keys=True))
+    add_refusal(hospital.run, line)

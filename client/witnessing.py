@@ -4,6 +4,8 @@ Guarantees:
   - What this site has cosigned it remembers durably before it signs, so no restart makes it sign a second history.
   - A checkpoint that does not extend what was seen is refused, and both signed notes are written to `forks/`: they
     prove to anybody what their signer did.
+  - What a coordinator makes up fills no disk: evidence is kept up to `MAX_FORKS_BYTES`, the oldest stays, and at most
+    `MAX_SITES` sites are remembered.
   - A site's identity is the one of its first checkpoint seen, and one of a roster that was approved here, where the
     site is in any; another one is refused until such a roster names it.
 """
@@ -20,10 +22,12 @@ from sottovoce.common.errors import DeploymentError, LedgerError
 from sottovoce.common.files import write_whole
 from sottovoce.common.ledger.checkpoint import parse
 from sottovoce.common.ledger.witness import witness
-from sottovoce.common.secagg.roster_file import roster_from
+from sottovoce.common.rosters import roster_from
+from sottovoce.common.secagg.session import MAX_SITES
 
 MEMORY, FORKS = "witness.json", "forks"
-MAX_MEMORY_BYTES = 1_000_000
+MAX_MEMORY_BYTES = 4_000_000
+MAX_FORKS_BYTES = 50_000_000
 
 Hex = Annotated[str, Interval(64, 64)]
 
@@ -104,6 +108,8 @@ class Memory:
         kept = self._of_same_identity(shown, kept)
         _check_word(shown.site, shown.newest)
         if kept is None:
+            if shown.site not in self.seen and len(self.seen) >= MAX_SITES:
+                raise LedgerError(f"Expected at most {MAX_SITES} sites; the coordinator shows more.")
             witness(None, shown.newest.note, (), shown.newest.ledger_key)
             return shown.newest
         here = kept
@@ -147,7 +153,8 @@ class Memory:
         text = json.dumps(evidence, sort_keys=True, indent=1).encode()
         # Named by what was shown: the same refusal at every look is one file.
         path = self._forks / f"{_file_name(shown.site)}-{sha256(text)[:16]}.json"
-        if not path.exists():
+        room = MAX_FORKS_BYTES - sum(one.stat().st_size for one in self._forks.iterdir())
+        if not path.exists() and len(text) <= room:
             write_whole(path, text)
         return Fork(site=shown.site, reason=reason, evidence=path)
 

@@ -175,7 +175,7 @@ def test_a_status_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
     status.set(connected=False)
     assert read_status(tmp_path / "gone")["connected"] is False
-    agent_files.refuse(tmp_path / "nowhere", "bundle")
+    agent_files.add_refusal(tmp_path / "nowhere", {"reason": "bundle"})
 
 
 def test_a_second_agent_is_refused_and_the_first_one_stays(site: tuple[Hospital, int]) -> None:

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sottovoce.client import agent_files
 from sottovoce.client import app as client_app
 from sottovoce.client import hospital as hospitals
+from sottovoce.client.agent_files import SECURITY
 from sottovoce.client.home import Hospital
-from sottovoce.client.hospital import SECURITY, SealedApp
+from sottovoce.client.hospital import SealedApp
 from sottovoce.client.releases import NOTHING_RELEASED
 from sottovoce.client.site_ledger import SiteLedger
 from sottovoce.common import models
@@ -402,7 +404,7 @@ def test_a_hospital_without_a_coordinator_or_a_key_answers_nobody(ward: Ward) ->
 def test_the_file_of_refusals_is_bounded_and_closed_to_others(
     ward: Ward, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hospitals, "MAX_SECURITY_BYTES", 300)
+    monkeypatch.setattr(agent_files, "MAX_SECURITY_BYTES", 300)
     for _ in range(30):
         ward.answer(_bare(ward))
     path = ward.hospital.run / SECURITY

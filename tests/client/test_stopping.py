@@ -50,6 +50,20 @@ def burns(hospital: Hospital) -> list[Burn]:
     return [entry.body for entry in entries if isinstance(entry.body, Burn)]
 
 
+def test_a_stop_while_an_agent_starts_is_seen_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hospital = hospitals.enrolled(tmp_path / "home", "site-1", "0" * 64)
+    take, stopped = agent_files.AgentLock.__init__, list[str]()
+
+    def taken(lock: agent_files.AgentLock, folder: Path) -> None:
+        stopped.append(stop(hospital, now=True).agent)  # its name is not in the lock yet
+        take(lock, folder)
+
+    monkeypatch.setattr(agent_files.AgentLock, "__init__", taken)
+    with pytest.raises(DeploymentError, match="--resume"):
+        run_agent(hospital, app=superlinks.ECHO)
+    assert stopped == ["was not running"]
+
+
 def test_stop_now_ends_training_within_five_seconds_burns_and_names_what_had_left(
     superlink: superlinks.Superlink, run: superlinks.Run, tmp_path: Path
 ) -> None:

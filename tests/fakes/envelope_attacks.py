@@ -11,7 +11,8 @@ from typing import Any
 from unittest.mock import patch
 
 from sottovoce.client import app as client_app
-from sottovoce.client.hospital import SECURITY, SealedApp
+from sottovoce.client.agent_files import SECURITY
+from sottovoce.client.hospital import SealedApp
 from sottovoce.common.envelope import Envelope
 from sottovoce.common.flower import (
     ClientApp,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sottovoce.client.hospital import SECURITY
+from sottovoce.client.agent_files import SECURITY
 from sottovoce.client.hospital import app as hospital_app
 from sottovoce.common.envelope import COORDINATOR, header_digest, seal
 from sottovoce.common.errors import QuorumError
