@@ -127,7 +127,7 @@ def ledger_verify(
     from sottovoce.common.ledger.reading import read_ledger, read_seen
     from sottovoce.common.ledger.terminal import verdict_lines, witness_lines
     from sottovoce.common.ledger.verify import verify
-    from sottovoce.common.secagg.roster_file import read_roster
+    from sottovoce.common.rosters import read_roster
 
     found, shown = read_ledger(folder), {str(path): read_seen(path) for path in seen}
     members = None if roster is None else read_roster(roster).members
@@ -374,7 +374,7 @@ def roster(
     """Write down who takes part in a study's secure sums: names and public keys, for every approver to sign for."""
     from sottovoce.common.config import canonical
     from sottovoce.common.files import write_whole
-    from sottovoce.common.secagg.roster_file import roster_of
+    from sottovoce.common.rosters import roster_of
     from sottovoce.common.sums import roster_digest
 
     made = roster_of(coordinator, site)
@@ -398,7 +398,7 @@ def approve(
     as_json: AsJson = False,
 ) -> None:
     """Let a study spend from a domain's budget, as a named person. Exit 1 where it is denied."""
-    from sottovoce.common.secagg.roster_file import read_roster
+    from sottovoce.common.rosters import read_roster
     from sottovoce.common.study import load
 
     pinned = None if roster is None else read_roster(roster)

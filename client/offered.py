@@ -13,7 +13,7 @@ from sottovoce.client.home import Hospital
 from sottovoce.client.received import KeptOffer, checked_offer
 from sottovoce.common.config import build
 from sottovoce.common.errors import DeploymentError
-from sottovoce.common.secagg.roster_file import roster_from
+from sottovoce.common.rosters import roster_from
 from sottovoce.common.secagg.session import Roster
 from sottovoce.common.study import Study, load
 

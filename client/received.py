@@ -14,7 +14,7 @@ from typing import Any, Literal
 from sottovoce.client.home import Hospital
 from sottovoce.common.consortium.statements import ModelStatement, OfferStatement, holds, sha256
 from sottovoce.common.errors import DeploymentError, StudyError
-from sottovoce.common.secagg.roster_file import roster_from
+from sottovoce.common.rosters import roster_from
 from sottovoce.common.study import Study, loads
 
 MAX_MODEL_BYTES = 2_000_000_000

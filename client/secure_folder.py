@@ -25,8 +25,8 @@ from sottovoce.common.config import canonical
 from sottovoce.common.errors import KeyFileError, LedgerError
 from sottovoce.common.files import write_whole
 from sottovoce.common.keys import SigningKey
+from sottovoce.common.rosters import roster_from
 from sottovoce.common.secagg.journal import Mark
-from sottovoce.common.secagg.roster_file import roster_from
 from sottovoce.common.secagg.session import Roster
 
 ROSTERS, ANSWERED, LOCK = "rosters", "answered.json", "answered.lock"

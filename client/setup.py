@@ -26,7 +26,7 @@ site = {site}             # the name under which this hospital was invited
 device = "cpu"              # of local training: cpu, cuda or auto. Another device, other last bits than in simulation
 workers = 1                 # processes that prepare features at once
 poll_seconds = 0.1          # how often the agent asks the coordinator for work
-reply_seconds = 0           # answers leave at whole numbers of so many seconds, and so tell less of the draw; 0: when ready
+reply_seconds = 0           # answers leave at whole numbers of so many seconds and tell less of the draw; 0: when ready
 metrics_port = 0            # Prometheus, on the loopback interface; 0: none
 
 # The key under which features lie sealed on this disk: a credential of systemd ("credential:NAME"), or the path of a

@@ -39,7 +39,7 @@ from sottovoce.common.privacy.budget import Budget, Denied, Granted, PldAccounta
 from sottovoce.common.privacy.distributed_accountant import DistributedEvent
 from sottovoce.common.privacy.of_study import counts_of, updates_of
 from sottovoce.common.privacy_specs import USUAL_DELTA, NoPrivacy
-from sottovoce.common.secagg.roster_file import sound
+from sottovoce.common.rosters import sound
 from sottovoce.common.secagg.session import Roster
 from sottovoce.common.study import Study
 from sottovoce.common.sums import COUNTS, UPDATE, roster_digest

@@ -31,8 +31,8 @@ from sottovoce.common.model_size import widths_of
 from sottovoce.common.privacy import of_study
 from sottovoce.common.privacy_specs import NoPrivacy
 from sottovoce.common.provenance import machine, now, versions
+from sottovoce.common.rosters import roster_from
 from sottovoce.common.run_files import CellFacts, Refused, RoundFacts, RunFacts, round_line, write_run
-from sottovoce.common.secagg.roster_file import roster_from
 from sottovoce.common.secagg.session import Roster
 from sottovoce.common.study import Study
 from sottovoce.common.weights import Weights, from_state_dict

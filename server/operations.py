@@ -14,7 +14,7 @@ from sottovoce.common.config import canonical
 from sottovoce.common.errors import DeploymentError, RunError
 from sottovoce.common.folds import n_folds
 from sottovoce.common.pki import Authority, new_request
-from sottovoce.common.secagg.roster_file import sound
+from sottovoce.common.rosters import sound
 from sottovoce.common.secagg.session import MIN_SITES, Member, Roster
 from sottovoce.common.study import Study, load, loads
 from sottovoce.server.consortium.offers import sign_offer

@@ -24,7 +24,7 @@ from sottovoce.common.keys import SigningKey
 from sottovoce.common.ledger.export import extract
 from sottovoce.common.privacy.budget import Denied, PldAccountant
 from sottovoce.common.privacy_specs import NoPrivacy
-from sottovoce.common.secagg.roster_file import roster_from
+from sottovoce.common.rosters import roster_from
 from sottovoce.common.secagg.session import Member, Roster
 from sottovoce.common.study import Study
 from sottovoce.server.exchange import GridExchange

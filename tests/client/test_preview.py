@@ -27,7 +27,7 @@ from sottovoce.common.model_size import n_parameters_of, widths_of
 from sottovoce.common.privacy.budget import PldAccountant
 from sottovoce.common.privacy_specs import DistributedPrivacy, LocalPrivacy
 from sottovoce.common.provenance import code_sha256
-from sottovoce.common.secagg.roster_file import read_roster
+from sottovoce.common.rosters import read_roster
 from sottovoce.common.secagg.session import Roster
 from sottovoce.common.study import Execution, Study, load
 from sottovoce.common.weights import from_state_dict

@@ -592,7 +592,7 @@ def test_what_cannot_be_audited_is_one_clear_error(lived: FaultyDisk, tmp_path: 
         write_audit(folder, public_key="zz")
     with pytest.raises(LedgerError, match="with one ledger"):
         write_audit(run_of(tmp_path / "run", [[lived]]), public_key="0" * 64)
-    with pytest.raises(LedgerError, match=r"ledger\.jsonl: expected"):
+    with pytest.raises(LedgerError, match=r"ledger\.jsonl: Expected a ledger checkpoint"):
         write_audit(folder, seen=[folder / LEDGER_FILE])
     (tmp_path / "file").touch()
     with pytest.raises(LedgerError, match="--out"):

@@ -35,7 +35,7 @@ from sottovoce.common.study import Study
 from sottovoce.server.consortium.invitations import invitation
 from sottovoce.server.registry import Registry
 from sottovoce.server.superlink import Control
-from sottovoce.simulations.federation import start_hospital
+from sottovoce.simulations.federation import start_hospital, wait_for
 from tests.fakes.carried import altered
 from tests.fakes.fronts import NGINX
 from tests.fakes.running import Running, coordinator
@@ -334,8 +334,14 @@ def test_a_certificate_of_another_authority_is_refused_and_logged_by_the_front(
     (tmp_path / "site.crt").write_text(other.issue(new_request(key), name=SITE, role="site", hours=1))
     with through_the_front(attacker, tmp_path / "site.crt", key) as client:
         assert client.post("/v1/fleet/activate-node", content=b"").status_code == 400
-    lines = (attacker.place.home.run / "front" / "access.log").read_text().splitlines()
-    assert any(json.loads(line)["certificate"].startswith("FAILED") for line in lines)
+    log = attacker.place.home.run / "front" / "access.log"
+
+    def is_logged() -> bool:  # nginx writes the line after the answer
+        return any(
+            json.loads(line)["certificate"].startswith("FAILED") for line in log.read_text().splitlines()
+        )
+
+    wait_for(is_logged, "a line of the front's log", 10)
 
 
 def through_the_front(attacker: Attacker, certificate: Path, key: Path) -> httpx.Client:
