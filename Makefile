@@ -36,7 +36,7 @@ bench: $(READY)  ## speed and memory, as ratios measured in one run
 	$(BIN)/python -m sottovoce.simulations.bench --json runs/bench.json --page docs/bench.md
 
 proofs: $(READY)  ## the long proofs of privacy and ledger alone, an hour or two on two idle cores
-	$(BIN)/python -m sottovoce.simulations.bench --json runs/proofs.json --page docs/proofs.md privacy ledger faults
+	$(BIN)/python -m sottovoce.simulations.bench --json runs/proofs.json --page docs/proofs.md privacy ledger
 
 sums: $(READY)  ## secure sums: every pattern of loss, 10,000 random attempts, deviations, Flower's beside ours; half an hour
 	$(BIN)/python -m sottovoce.simulations.bench --json runs/secagg.json --page docs/secure-sums.md secagg distributed

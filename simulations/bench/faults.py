@@ -21,7 +21,7 @@ from sottovoce.simulations.bench.timing import Parts, Row, parts_run, processes,
 
 N_SCHEDULES = 200
 N_ENVELOPES = 10_000
-N_RUNS, N_SITES = 20, 3
+N_RUNS, N_SITES = 20, 5
 CHUNK = 5
 
 
