@@ -90,6 +90,7 @@ class State:
     grants: dict[int, Grant] = field(default_factory=dict)
     releases: dict[str, Release] = field(default_factory=dict)
     approvals_of: dict[str, int] = field(default_factory=dict)
+    denied: set[Denial] = field(default_factory=set)
 
     def problem(self, body: Body) -> str | None:
         """Says why this entry may not come next; None if it may."""
@@ -164,7 +165,9 @@ class State:
                 release.open = False
                 release.released = body.released if isinstance(body, Commit) else None
                 self.grants[release.reserve.grant].open_releases -= 1
-            case Recovery() | Denial():
+            case Denial():
+                self.denied.add(body)
+            case Recovery():
                 pass
 
     def open_releases(self) -> list[str]:

@@ -242,7 +242,8 @@ class Budget:
             reason = self.state.problem(body)
             held = self.state.grants.get(grant)
             if reason is not None:
-                return self._deny(held.approval if held else None, reason)
+                # A coordinator may ask as often as it likes: the same answer is one entry, or it fills the ledger.
+                return self._deny(held.approval if held else None, reason, once=True)
             self._ledger.append(body)
             return Reserved(release=release, charge=_charge(held.approval, what, steps) if held else None)
 
@@ -348,11 +349,11 @@ class Budget:
             )
         return " ".join(problems) or self.state.problem(approval)
 
-    def _deny(self, asked: Request | Approval | None, reason: str) -> Denied:
+    def _deny(self, asked: Request | Approval | None, reason: str, *, once: bool = False) -> Denied:
         if asked is not None and asked.domain in self.state.domains:
-            self._ledger.append(
-                Denial(kind="denial", study=asked.study, domain=asked.domain, reason=reason[:300])
-            )
+            denial = Denial(kind="denial", study=asked.study, domain=asked.domain, reason=reason[:300])
+            if not (once and denial in self.state.denied):
+                self._ledger.append(denial)
         return Denied(reason=reason)
 
     def _released(self, release: str, released: bytes) -> str:

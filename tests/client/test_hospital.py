@@ -18,7 +18,7 @@ from sottovoce.client import hospital as hospitals
 from sottovoce.client.agent_files import SECURITY
 from sottovoce.client.home import Hospital
 from sottovoce.client.hospital import SealedApp
-from sottovoce.client.releases import NOTHING_RELEASED
+from sottovoce.client.releases import LEDGER_SAYS_NO, NOTHING_RELEASED
 from sottovoce.client.site_ledger import SiteLedger
 from sottovoce.common import models
 from sottovoce.common import study as studies
@@ -340,6 +340,20 @@ def test_a_ledger_that_did_not_change_is_not_read_again(ward: Ward, monkeypatch:
     assert not ward.answer(questions[1], phase="query").has_error()
     (ward.hospital.ledger / "ledger.jsonl").touch()
     assert ward.answer(questions[2], phase="query").has_error()
+
+
+def test_asking_on_when_the_grant_is_used_up_makes_the_ledger_no_longer(tmp_path: Path) -> None:
+    ward, sizes, answers = Ward(tmp_path, privacy=LOCAL), list[int](), list[str | None]()
+    for _ in range(9):
+        ward.weights = {name: array + 1 for name, array in ward.weights.items()}
+        reply = ward.answer(ward.sealed())
+        answers.append(reply.error.reason if reply.has_error() else None)
+        sizes.append((ward.hospital.ledger / "ledger.jsonl").stat().st_size)
+    assert answers[0] is None
+    assert answers[-3:] == [LEDGER_SAYS_NO] * 3
+    assert sizes[-3] == sizes[-1]
+    kinds = [one.body.kind for one in entries_of((ward.hospital.ledger / "ledger.jsonl").read_bytes())]
+    assert kinds.count("denial") == 1
 
 
 def test_runs_that_a_coordinator_makes_up_leave_no_mark(ward: Ward) -> None:
