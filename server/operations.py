@@ -124,7 +124,7 @@ def begin(
             f"--fold: expected -1 (nobody withheld) to {n_folds(study.evaluation.folds) - 1}; came {fold}."
         )
     end, told = time.monotonic() + wait_seconds, None
-    while missing := sorted(set(found_offer.sites) - approved_by(registry, digest)):
+    while missing := sorted(set(found_offer.sites) - registry.approved(digest)):
         if time.monotonic() > end:
             raise DeploymentError(
                 f"Expected an approval by every hospital; missing: {', '.join(missing)}. "
@@ -154,16 +154,6 @@ def take_up(run: DeployedRun) -> None:
         return replace(state, state="waiting", reason="") if state.is_over else state
 
     run.change(waiting)
-
-
-def approved_by(registry: Registry, digest: str) -> set[str]:
-    """Returns the hospitals whose newest word on a study is an approval, under the identity that they have now."""
-    now = {member.name: member.identity for member in registry.sites() if member.revoked_at is None}
-    return {
-        one.site
-        for one in registry.approvals(digest)
-        if one.decision == "approved" and one.identity == now.get(one.site)
-    }
 
 
 def follow(run: DeployedRun, on_state: Callable[[State], None]) -> State:

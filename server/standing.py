@@ -13,7 +13,6 @@ from sottovoce.common.errors import SottovoceError
 from sottovoce.common.processes import read_mark
 from sottovoce.server.deployed_run import DeployedRun, State, runs_of
 from sottovoce.server.home import MARK, STATUS, CoordinatorHome
-from sottovoce.server.operations import approved_by
 from sottovoce.server.registry import Registry
 
 
@@ -39,7 +38,7 @@ def standing(home: CoordinatorHome) -> dict[str, Any]:
             {
                 "study": one.study,
                 "sites": list(one.sites),
-                "approved": sorted(set(one.sites) & approved_by(registry, one.study)),
+                "approved": sorted(set(one.sites) & registry.approved(one.study)),
             }
             for one in registry.offers()
         ],
