@@ -10,7 +10,7 @@ A folder of recordings is a site's own configuration (`--data NAME=DIR`), never 
 
 import hashlib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -393,11 +393,26 @@ def loads(text: str) -> Study:
         raise StudyError([f"not TOML: {error}"]) from None
     problems: list[str] = []
     study = build(Study, table, "", problems)
+    if not all(sign.isprintable() or sign == "\n" for text in _texts(table) for sign in text):
+        # Whoever approves a study reads it at a terminal, and signs what was shown.
+        problems.append("expected text that can be printed; some of it holds signs that a terminal obeys.")
     if study is not None:
         problems += combinations(study)
     if study is None or problems:
         raise StudyError(problems)
     return study
+
+
+def _texts(table: object) -> Iterator[str]:
+    if isinstance(table, str):
+        yield table
+    elif isinstance(table, dict):
+        for key, value in table.items():
+            yield key
+            yield from _texts(value)
+    elif isinstance(table, list):
+        for value in table:
+            yield from _texts(value)
 
 
 def combinations(study: Study) -> list[str]:

@@ -2,6 +2,7 @@
 
 Guarantees:
   - Text is printed as text: nothing in it is taken for markup.
+  - What moves a cursor or a direction of writing in it is shown as "?": names come from others, too.
   - Long text is folded onto further lines, never cut.
   - JSON is JSON: infinity, which it does not know, is a text.
 """
@@ -47,8 +48,12 @@ def facts(rows: Row) -> Table:
     """Returns names and what they stand for, one a line."""
     found = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, value in rows.items():
-        found.add_row(name, Text(str(value), overflow="fold"))
+        found.add_row(name, Text(_shown(str(value)), overflow="fold"))
     return found
+
+
+def _shown(text: str) -> str:
+    return "".join(sign if sign.isprintable() or sign == "\n" else "?" for sign in text)
 
 
 def _finite(plain: object) -> object:
@@ -61,4 +66,4 @@ def _finite(plain: object) -> object:
 
 def _cell(value: object) -> Text:
     text = f"{value:,}" if isinstance(value, int) else "" if value is None else str(value)
-    return Text(text, overflow="fold")
+    return Text(_shown(text), overflow="fold")

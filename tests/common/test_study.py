@@ -233,3 +233,11 @@ def test_secure_sums_are_on_where_something_is_promised_and_sites_are_enough() -
         GOOD.replace("n_sites = 3", "n_sites = 2").replace("rounds = 2", "rounds = 2, secure_sum = true")
     )
     assert problem.startswith("federation.secure_sum: expected 3 sites or more in a round, and 50 or fewer")
+
+
+@pytest.mark.parametrize("sign", ["\\u001b[2J", "\\u0007", "\\r", "\\u202e"])
+def test_a_study_holds_no_sign_that_a_terminal_obeys(sign: str) -> None:
+    text = GOOD.replace('name = "', f'name = "{sign}', 1)
+    assert text != GOOD
+    with pytest.raises(StudyError, match="can be printed"):
+        loads(text)
