@@ -307,10 +307,16 @@ def _fetched(client: Any, model: Any, out: Path) -> Path:
 
 
 def _hand_in(hospital: "Hospital", digest: str, answer: object) -> None:
-    """Tells the coordinator; where the line is down the agent does so later."""
+    """Tells the coordinator; where the line is down the agent does so later.
+
+    A second approval that is denied takes the first one, which stands, back from nobody: that is not told.
+    """
     from sottovoce.client.consortium import ConsortiumClient
+    from sottovoce.client.standing import has_approved
     from sottovoce.common.privacy.budget import Granted
 
+    if not isinstance(answer, Granted) and has_approved(hospital, digest):
+        return
     try:
         with ConsortiumClient(hospital) as client:
             client.send_approval(digest, "approved" if isinstance(answer, Granted) else "denied")

@@ -55,6 +55,13 @@ def study_rows(hospital: Hospital) -> list[dict[str, Any]]:
     return [_study_row(hospital, digest, state) for digest in digests(hospital)]
 
 
+def has_approved(hospital: Hospital, digest: str) -> bool:
+    """Says whether an approval of a study stands in this hospital's ledger."""
+    state = state_of(hospital)
+    grants = () if state is None else state.grants.values()
+    return any(one.approval.study == digest and not one.closed for one in grants)
+
+
 def state_of(hospital: Hospital) -> State | None:
     """Returns what the ledger says, read beside whoever writes it; None where there is none."""
     if not hospital.ledger.is_dir():

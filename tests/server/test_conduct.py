@@ -27,7 +27,7 @@ from sottovoce.simulations.engines.inprocess import InProcessGrid
 from tests.fakes.coordinators import APP, Consortium
 from tests.fakes.sites import WIDTH, write_study
 
-OPEN_SUMS = "secure_sum = false, deadline_seconds = 0.5"
+OPEN_SUMS = "secure_sum = false, deadline_seconds = 20"
 
 
 @pytest.fixture(autouse=True)

@@ -267,6 +267,18 @@ def test_an_approval_reaches_the_ledger_and_the_coordinator(
     assert rows[digest]["approved"] == "yes"
 
 
+def test_a_second_approval_that_is_denied_takes_the_first_back_from_nobody(
+    made: Consortium, hospital: Hospital, tmp_path: Path
+) -> None:
+    digest, key = named(hospital, "wards"), adopt(hospital, tmp_path)
+    asked = ("approve", hospital.folder, digest, "--domain", "intake", "--person", PERSON, "--yes", "--key")
+    assert told(*asked, key)["granted"]
+    (tmp_path / "stranger").mkdir(mode=0o700)
+    stranger = SigningKey.generate().save(tmp_path / "stranger")
+    assert not told(*asked, stranger, expect=1)["granted"]
+    assert made.registry.approved(digest) == {"north"}
+
+
 def test_a_denial_is_exit_1_and_a_persons_no_signs_nothing(hospital: Hospital, tmp_path: Path) -> None:
     digest, key = named(hospital, "other"), adopt(hospital, tmp_path, models='"lstm"')
     asked = ("approve", hospital.folder, digest, "--domain", "intake", "--person", PERSON, "--key", key)
