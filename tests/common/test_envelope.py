@@ -71,7 +71,9 @@ def test_the_coordinator_has_one_name() -> None:
 
 # --- each refusal has its word, in the order of the table ---
 
-HEADER = asdict(signed_header(sealed(), KEY.public_hex) or Header)  # type: ignore[call-overload]
+_SEALED = signed_header(sealed(), KEY.public_hex)
+assert _SEALED is not None
+HEADER = asdict(_SEALED)
 
 
 def changed(**changes: Any) -> bytes:
@@ -193,7 +195,7 @@ def test_nothing_is_sealed_that_nobody_would_open(changes: dict[str, Any]) -> No
 
 # --- ten thousand altered ones ---
 
-CONTEXTS = [
+CONTEXTS: list[dict[str, Any]] = [
     {"recipient": "hospital-b"}, {"phase": "evaluate.mask"}, {"sender": "hospital-c"}, {"answers": "1" * 64},
     {"public_key": OTHER.public_hex}, {"now": NOW + 61}, {"now": NOW - MAX_AHEAD_SECONDS - 61},
 ]  # fmt: skip
@@ -270,7 +272,7 @@ def test_numbers_ascend_over_restarts_and_clocks_that_jump_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = Sequence(tmp_path / "sequence").next()
-    monkeypatch.setattr(envelopes.time, "time_ns", lambda: 5)
+    monkeypatch.setattr("sottovoce.common.envelope.time.time_ns", lambda: 5)
     later = [Sequence(tmp_path / "sequence").next() for _ in range(3)]
     assert later == [first + 1, first + 2, first + 3]
     monkeypatch.undo()

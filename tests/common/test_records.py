@@ -244,9 +244,8 @@ def test_other_bytes_are_refused(how: str) -> None:
 
 def test_twenty_thousand_mutations_are_read_or_refused_and_have_one_form() -> None:
     draw, bodies = random.Random(0), [pack(CONTENT), GOOD, one("text"), one([3], blobs=b"abc" + bytes(13))]
-    pieces = [
-        json.dumps(value).encode() for value in (0, -1, 2**62, 1e300, True, None, "arrays", [], {}, "float64")
-    ]
+    values: tuple[Any, ...] = (0, -1, 2**62, 1e300, True, None, "arrays", [], {}, "float64")
+    pieces = [json.dumps(value).encode() for value in values]
     read = 0
     for number in range(20_000):
         data = bytearray(bodies[number % len(bodies)])

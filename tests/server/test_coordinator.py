@@ -1,11 +1,12 @@
 """Claims of the coordinator's loop: what is wrong with one run, site or file is said once and holds up nothing else."""
 
 import errno
+import functools
 import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -132,6 +133,14 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     made.end()
 
 
+def _more_than(n: int, what: Sized) -> bool:
+    return len(what) > n
+
+
+def _is_another(file: Path, pem: str) -> bool:
+    return read_pem(file) != pem
+
+
 def until(what: Callable[[], Any]) -> None:
     end = time.monotonic() + PATIENCE_SECONDS
     while not what():
@@ -191,7 +200,7 @@ def test_a_full_disk_or_a_defect_does_not_end_the_coordinator(
                 raise trouble
 
             patch.setattr(coordinators, "write_whole", full)
-            until(lambda looks=looks: len(looks) > 3)
+            until(functools.partial(_more_than, 3, looks))
         assert served.is_at_work
     served.enrol("a", "key of a", 1)
     until(lambda: served.status().get("registered") == 1)
@@ -211,7 +220,7 @@ def test_the_servers_certificate_is_renewed_before_it_is_over_and_for_new_names(
     assert read_pem(pki / "server.crt") == young
     for facts in ((hosts, 1.0, time.time() - 2500), (("elsewhere",), 1.0)):
         other = put(*facts)
-        until(lambda other=other: read_pem(pki / "server.crt") != other)
+        until(functools.partial(_is_another, pki / "server.crt", other))
         fresh = read_pem(pki / "server.crt")
         assert is_for(fresh, hosts)
         assert peer_of(fresh).not_after > time.time() + 3600
