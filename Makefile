@@ -15,7 +15,7 @@ demo: $(READY)  ## the main job on the embedded corpus: a federated study, evalu
 	$(BIN)/sottovoce simulate simulations/scenarios/demo.toml --out runs/demo --twins --overwrite
 
 test: $(READY)  ## every test
-	$(BIN)/python -m pytest -n 2 --dist loadfile -rs
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -rs
 
 check: $(READY)  ## format, lint, types, import directions
 	$(BIN)/ruff format --check .

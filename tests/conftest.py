@@ -4,8 +4,22 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the processes that tests start
 
+import pytest
 from hypothesis import settings
 
 # How long an example takes says how busy the machine is, and nothing of the claim.
 settings.register_profile("sottovoce", deadline=None)
 settings.load_profile("sottovoce")
+
+LONG = ("tests/system", "tests/simulations", "tests/deploy", "tests/server", "tests/client")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts files with long tests first: two workers then end at about the same time."""
+
+    def place(item: pytest.Item) -> int:
+        path = item.path.relative_to(item.config.rootpath).as_posix()
+        return next((number for number, folder in enumerate(LONG) if path.startswith(folder)), len(LONG))
+
+    items.sort(key=place)

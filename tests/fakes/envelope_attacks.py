@@ -57,6 +57,10 @@ class _Inner(ClientApp):
         )
 
 
+# The first round of the study's own: what has another one is refused for that.
+INSTRUCTION = {"round": 1, "rounds": 1, "seed": 0, "fold": -1, "proximal-mu": 0.0}
+
+
 class _Wire(InProcessGrid):
     """A network in an attacker's hands: questions stop here, and replies are what was put here."""
 
@@ -91,7 +95,7 @@ class _Attack:
     def ask(self) -> Message:
         """Returns a question of the coordinator as it is on the wire."""
         content = RecordDict(
-            {"arrays": array_record(self.place.weights), "config": ConfigRecord({"round": 1})}
+            {"arrays": array_record(self.place.weights), "config": ConfigRecord(dict(INSTRUCTION))}
         )
         self.grid.push_messages([Message(content, 1, MessageType.TRAIN, group_id="g", ttl=3600.0)])
         self.seen.append(unwrapped(self.wire.question.content))
