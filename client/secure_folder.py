@@ -13,17 +13,13 @@ Guarantees:
   - No secret of an attempt is ever written here: those live in memory alone.
 """
 
-import fcntl
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from sottovoce.common.config import canonical
 from sottovoce.common.errors import KeyFileError, LedgerError
-from sottovoce.common.files import write_whole
+from sottovoce.common.files import lock_file, write_whole
 from sottovoce.common.keys import SigningKey
 from sottovoce.common.rosters import roster_from
 from sottovoce.common.secagg.journal import Mark
@@ -83,7 +79,7 @@ class SecureFolder:
 
     def record(self, mark: Mark) -> bool:
         """Makes a mark durable, unless this or a later one of its run is there."""
-        with self._locked():
+        with lock_file(self._folder / LOCK, wait=True):
             marks = self._marks()
             if not mark.after(marks.get(mark.run)):
                 return False
@@ -106,12 +102,3 @@ class SecureFolder:
 
     def _roster_file(self, study: str) -> Path:
         return self._folder / ROSTERS / f"{study}.json"
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        descriptor = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)

@@ -32,10 +32,8 @@ Guarantees:
     `kill -9`, and not by another process. A file of either that is damaged is an error, never a new beginning.
 """
 
-import fcntl
 import hashlib
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -46,7 +44,7 @@ from typing import Annotated, Literal, get_args
 
 from sottovoce.common.config import Interval, build, canonical
 from sottovoce.common.errors import DeploymentError, EnvelopeRefused
-from sottovoce.common.files import write_whole
+from sottovoce.common.files import lock_file, write_whole
 from sottovoce.common.keys import SigningKey, verified
 
 COORDINATOR = "coordinator"  # its name in every envelope; no site may be called so
@@ -288,12 +286,8 @@ class Replays:
 def _marks(path: Path) -> Iterator[tuple[dict[str, int], Callable[[Mapping[str, int]], None]]]:
     """Opens a file of numbers under its lock: what is in it, and how to write it anew."""
     try:
-        descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with lock_file(path.with_name(path.name + ".lock"), wait=True):
             yield _read_marks(path), lambda marks: _write_marks(path, marks)
-        finally:
-            os.close(descriptor)
     except OSError as error:
         raise DeploymentError(
             f"{path.name}: cannot be kept ({error.strerror}). Nothing was opened."
