@@ -109,7 +109,7 @@ def _check_site(hospital: Hospital, corpus: Corpus) -> None:
 
 
 def _check_enough(study: Study, prepared: Prepared) -> None:
-    if not prepared.recordings:
+    if all(item.enrols for item in prepared.recordings):
         raise CorpusError(
             "Expected recordings of at least one class of the study; came none. "
             "Look at the folder with `sottovoce corpus scan`, and at labels.classes."

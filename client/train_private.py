@@ -118,7 +118,7 @@ def check_units(data: SiteData, study: Study) -> None:
     if (data.copies != 0).any():
         raise PrivacyError("Expected recordings as they were made; came augmented copies.")
     people = set(zip(data.speakers, data.patients, strict=True))
-    if study.normalisation.scheme == "speaker" and len(people) != len(set(data.speakers)):
+    if study.normalisation.by_person and len(people) != len(set(data.speakers)):
         raise PrivacyError(
             "Expected each speaker to be one patient, because features are standardised by speaker; at this site two "
             "patients share a speaker id. Mend the manifest, or take another normalisation."

@@ -28,10 +28,7 @@ from sottovoce.common.feature_specs import FeatureStream, Frames
 from sottovoce.common.files import write_whole
 from sottovoce.common.study import Audio, Normalisation
 
-FORMAT = 1
-SHRINKAGE_CLIPS = (
-    5.0  # a speaker of n clips counts n / (n + 5) against public constants (notes/speech.md, 1.4)
-)
+FORMAT = 2
 DEVIATION_FLOOR = 1e-5  # relative to a column's mean: below it a column is constant up to rounding
 
 Array = npt.NDArray[np.float32]
@@ -79,8 +76,8 @@ class Example:
     """One recording's features with what is known of it.
 
     `copy` > 0 is an augmented copy: never scored. `trains` is False for what a simulated label skew drops:
-    never trained on. `home` is the site whose folds the speaker belongs to, if that is not the site it is
-    written to (the pooled twin).
+    never trained on. `enrols` marks what a speaker is enrolled by: read by `normalise`, and gone after it.
+    `home` is the site whose folds the speaker belongs to, if that is not the site it is written to (the pooled twin).
     """
 
     key: str
@@ -91,6 +88,7 @@ class Example:
     features: Mapping[str, Array]
     copy: int = 0
     trains: bool = True
+    enrols: bool = False
     home: str = ""
 
 
@@ -142,6 +140,7 @@ class SiteData:
     groups: tuple[Mapping[str, str], ...]
     copies: Rows
     trains: npt.NDArray[np.bool_]
+    enrols: npt.NDArray[np.bool_]
     homes: tuple[str, ...]
     rows: Rows
     arrays: Mapping[str, Array]
@@ -178,6 +177,7 @@ class SiteData:
             "groups": [dict(row.groups) for row in table],
             "copies": [row.copy for row in table],
             "trains": [row.trains for row in table],
+            "enrols": [row.enrols for row in table],
             "homes": [row.home or site for row in table],
         }
         write_whole(folder / "index.json", json.dumps(index, ensure_ascii=True).encode())
@@ -220,6 +220,7 @@ class SiteData:
                 groups=tuple(index["groups"]),
                 copies=np.asarray(index["copies"], np.int64),
                 trains=np.asarray(index["trains"], np.bool_),
+                enrols=np.asarray(index["enrols"], np.bool_),
                 homes=tuple(index["homes"]),
                 rows=np.arange(n, dtype=np.int64),
                 arrays=arrays,
@@ -253,6 +254,7 @@ class SiteData:
             groups=tuple(self.groups[i] for i in picked),
             copies=self.copies[picked],
             trains=self.trains[picked],
+            enrols=self.enrols[picked],
             homes=tuple(self.homes[i] for i in picked),
             rows=self.rows[picked],
         )
@@ -314,7 +316,9 @@ def normalise(data: SiteData, spec: Normalisation, folder: Path) -> SiteData:
       - `utterance`: a recording by its own valid frames only.
       - `speaker`: a speaker by the valid frames of the speaker's own recordings, augmented copies left out,
         no label read, nobody else's recording read. Where the study states public figures for the stream,
-        n recordings count n / (n + 5) against them.
+        n recordings count n / (n + shrinkage) against them.
+      - `enrolment`: a speaker by the recordings that enrol this speaker and no others, shrunk in the same way; a
+        speaker without any, by the public figures. What enrols is not in the result: nobody trains on it or scores it.
       - Every result is finite and zero in the padding; a column that is constant becomes zero, not infinite.
 
     | speaker has                    | result                                             |
@@ -328,6 +332,7 @@ def normalise(data: SiteData, spec: Normalisation, folder: Path) -> SiteData:
     examples = (
         replace(example, features=features)
         for example, features in zip(_examples(data), _standardised(data, spec), strict=True)
+        if not example.enrols
     )
     return SiteData.write(folder, site=data.site, shapes=data.shapes, examples=examples)
 
@@ -345,10 +350,10 @@ class _Affine:
 
 
 def _standardised(data: SiteData, spec: Normalisation) -> Iterator[dict[str, Array]]:
-    if spec.scheme == "speaker":
+    if spec.by_person:
         # Small: two rows of floats for each speaker and stream. Clips are read one at a time.
         scales = {
-            (speaker, name): _of_speaker(data, own, name, _constants(spec, name))
+            (speaker, name): _of_speaker(data, own, name, spec)
             for speaker, own in _by_speaker(data).items()
             for name in data.shapes
         }
@@ -361,7 +366,7 @@ def _standardised(data: SiteData, spec: Normalisation) -> Iterator[dict[str, Arr
                     scale = _constants(spec, name)
                 case "utterance":
                     scale = _moments([values])
-                case "speaker":
+                case "speaker" | "enrolment":
                     scale = scales[speaker, name]
             result = values if scale is None else scale(values)
             features[name] = result if data.shapes[name].n_frames is not None else result[0]
@@ -384,14 +389,21 @@ def _by_speaker(data: SiteData) -> dict[str, list[int]]:
     return found
 
 
-def _of_speaker(data: SiteData, own: Sequence[int], stream: str, prior: _Affine | None) -> _Affine:
+def _of_speaker(data: SiteData, own: Sequence[int], stream: str, spec: Normalisation) -> _Affine | None:
+    prior = _constants(spec, stream)
     # A speaker of augmented copies alone cannot come from `extract`; then the copies are all there is.
     clips = [i for i in own if data.copies[i] == 0] or own
+    if spec.enrols is not None:
+        clips = [i for i in clips if data.enrols[i]]
+        if not clips:
+            return prior
     found = _moments(_Clips(data, stream, clips))
     if prior is None:
         return found
-    share = len(clips) / (len(clips) + SHRINKAGE_CLIPS)
+    share = len(clips) / (len(clips) + spec.shrinkage)
     centre = share * found.centre + (1 - share) * prior.centre
+    if spec.enrols is not None and spec.enrols.scale == "public":
+        return _Affine(centre, prior.scale)
     return _Affine(centre, np.sqrt(share * found.scale**2 + (1 - share) * prior.scale**2))
 
 
@@ -432,6 +444,7 @@ def _examples(data: SiteData) -> Iterator[Example]:
             features=features,
             copy=int(data.copies[index]),
             trains=bool(data.trains[index]),
+            enrols=bool(data.enrols[index]),
             home=data.homes[index],
         )
 

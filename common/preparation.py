@@ -18,7 +18,8 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
 
 from sottovoce.common.audio import printable
 from sottovoce.common.corpus import Corpus, Utterance, scan
@@ -27,20 +28,26 @@ from sottovoce.common.errors import AudioError, CorpusError
 from sottovoce.common.feature_cache import Features, stream_features
 from sottovoce.common.progress import Note, OnEvent, Step
 from sottovoce.common.run_files import Skipped
-from sottovoce.common.study import CorpusSpec, Study
+from sottovoce.common.study import CorpusSpec, Enrolment, Study
 
+NO_CLASS = -1
 MAX_NOTES = 5  # so many skipped recordings are named on the terminal
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """One utterance of the study: unique ids, and the index of its class."""
+    """One utterance of the study: unique ids, and the index of its class; NO_CLASS where it only enrols its speaker."""
 
     key: str
     speaker: str
     patient: str
     label: int
     utterance: Utterance
+
+    @property
+    def enrols(self) -> bool:
+        """Whether features are standardised by it; it is then neither trained on nor scored."""
+        return self.label == NO_CLASS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,21 +93,53 @@ def recordings_of(study: Study, corpus: Corpus, on_event: OnEvent) -> Iterator[R
     """Yields the recordings whose label is, or becomes, a class of the study; tells how many are left out."""
     prefix = f"{corpus.name}:" if len(study.corpora) > 1 else ""
     left_out: Counter[str] = Counter()
+    enrolling = _enrolling(study, corpus)
     for item in corpus.utterances:
         name = study.labels.merge.get(item.label, item.label)
-        if name in study.labels.classes:
+        if name in study.labels.classes or item.key in enrolling:
             yield Recording(
                 key=prefix + item.key,
                 speaker=prefix + item.speaker,
                 patient=prefix + item.patient,
-                label=study.labels.classes.index(name),
+                label=NO_CLASS if item.key in enrolling else study.labels.classes.index(name),
                 utterance=item,
             )
         else:
             left_out[item.label] += 1
+    if study.normalisation.enrols is not None:
+        on_event(Note(text=_enrolled(study.normalisation.enrols, corpus, enrolling)))
     if left_out:
         counts = ", ".join(f"{label} {count:,}" for label, count in sorted(left_out.items()))
         on_event(Note(text=f"{corpus.name}: left out, no class in this study: {counts}"))
+
+
+def _enrolling(study: Study, corpus: Corpus) -> frozenset[str]:
+    """Returns the keys that enrol their speakers: of each speaker the first that the study's rule takes, by key.
+
+    The rule is public and looks at one speaker alone: who else is there changes nothing.
+    """
+    rule = study.normalisation.enrols
+    if rule is None:
+        return frozenset()
+    taken: Counter[str] = Counter()
+    chosen = set()
+    for item in corpus.utterances:  # sorted by key
+        fits = item.label in rule.emotions and fnmatchcase(PurePosixPath(item.key).name, rule.names)
+        if fits and taken[item.speaker] < rule.clips:
+            taken[item.speaker] += 1
+            chosen.add(item.key)
+    return frozenset(chosen)
+
+
+def _enrolled(rule: Enrolment, corpus: Corpus, enrolling: frozenset[str]) -> str:
+    count = Counter(item.speaker for item in corpus.utterances if item.key in enrolling)
+    speakers = {item.speaker for item in corpus.utterances}
+    text = f"{corpus.name}: {len(enrolling):,} recordings enrol {len(count):,} of {len(speakers):,} speakers"
+    fewer = sum(count[speaker] < rule.clips for speaker in speakers)
+    if not fewer:
+        return text
+    wanted = f"{rule.clips} in {' or '.join(rule.emotions)}"
+    return f"{text}; {fewer:,} have fewer than {wanted}: public figures count for more"
 
 
 def compute_features(
@@ -195,5 +234,6 @@ def _example(item: Recording, features: Features, copy: int, *, trains: bool) ->
         groups=item.utterance.groups,
         features=features,
         copy=copy,
-        trains=trains,
+        trains=trains and not item.enrols,
+        enrols=item.enrols,
     )

@@ -96,17 +96,48 @@ class Audio:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Enrolment:
+    """Which recordings a speaker is enrolled by: the first `clips`, in order of their names, of these emotions.
+
+    They are never trained on and never scored. `names` is a pattern for the file's name, `*` for any signs: a corpus
+    that says in its names how strongly something was spoken can be asked for the plain ones. `scale` says whose
+    deviation divides: the public one, or one drawn from there towards the speaker's own.
+    """
+
+    emotions: Annotated[tuple[str, ...], Interval(1, 13)] = ("neutral", "calm")
+    clips: Annotated[int, Interval(1, 100)] = 4
+    names: Annotated[str, Interval(1, 100)] = "*"
+    scale: Literal["public", "shrunk"] = "public"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Normalisation:
     """How features are standardised, at the site.
 
     `constants`: by public figures written in the study, per stream; without figures, features as they are.
     `utterance`: each recording by its own mean and deviation (sequence streams only).
-    `speaker`: by all of a speaker's own recordings, unlabelled: transductive, and named so in every report.
+    `speaker`: by all of a speaker's own recordings, unlabelled: transductive, and named so in every report. A speaker
+    whose recordings are all of one emotion loses it.
+    `enrolment`: by a few recordings of each speaker in a declared emotion, see `Enrolment`; what a clinic can ask for.
+
+    Where public figures are stated, n recordings of a speaker count n / (n + `shrinkage`) against them.
     """
 
-    scheme: Literal["constants", "utterance", "speaker"]
+    scheme: Literal["constants", "utterance", "speaker", "enrolment"]
     mean: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     deviation: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    shrinkage: Annotated[float, Interval(0.0, 1000.0)] = 5.0
+    enrolment: Enrolment | None = None
+
+    @property
+    def by_person(self) -> bool:
+        """Whether features of one recording depend on others of the same speaker."""
+        return self.scheme in ("speaker", "enrolment")
+
+    @property
+    def enrols(self) -> Enrolment | None:
+        """Returns who is enrolled by what, in the scheme that enrols; the usual clips where the study says no more."""
+        return (self.enrolment or Enrolment()) if self.scheme == "enrolment" else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -500,11 +531,33 @@ def _stream_problems(study: Study) -> list[str]:
         problems.append(
             "normalisation.scheme: 'utterance' expects streams with pooling = 'none' only (one row has no deviation)."
         )
+    problems += _normalisation_problems(study)
     window = round(study.frames.window_seconds * study.audio.sample_rate_hz)
     if window > study.frames.fft_size:
         problems.append(
             f"frames.fft_size: expected at least the window's {window} samples; came {study.frames.fft_size}."
         )
+    return problems
+
+
+def _normalisation_problems(study: Study) -> list[str]:
+    spec, problems = study.normalisation, []
+    if spec.enrolment is not None and spec.scheme != "enrolment":
+        problems.append(
+            f"normalisation.enrolment: expected with scheme = 'enrolment'; the scheme is {spec.scheme!r}."
+        )
+    if spec.enrols is None:
+        return problems
+    if unknown := sorted(set(spec.enrols.emotions) - set(EMOTIONS)):
+        problems.append(
+            f"normalisation.enrolment.emotions: expected some of {', '.join(EMOTIONS)}; came {', '.join(unknown)}."
+        )
+    for stream in study.streams:
+        if stream.name not in spec.mean or stream.name not in spec.deviation:
+            problems.append(
+                f"normalisation: 'enrolment' expects public figures for every stream, for a speaker without enrolment; "
+                f"{stream.name!r} has none in mean or in deviation. `sottovoce study new` writes some."
+            )
     return problems
 
 

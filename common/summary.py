@@ -138,7 +138,7 @@ class Protocol:
     folds: str
     k: int
     seeds: tuple[int, ...]
-    normalisation: Literal["constants", "utterance", "speaker"]
+    normalisation: Literal["constants", "utterance", "speaker", "enrolment"]
     transductive: bool
     interval_level: Share
     interval_samples: int

@@ -155,7 +155,7 @@ def _check_data_names(study: Study, data: Mapping[str, Path]) -> None:
 
 
 def _check_enough(prepared: Prepared) -> None:
-    present = {item.label for item in prepared.recordings}
+    present = {item.label for item in prepared.recordings if not item.enrols}
     speakers = {item.speaker for item in prepared.recordings}
     if len(present) < 2 or len(speakers) < 2:
         raise CorpusError(

@@ -128,7 +128,7 @@ def test_a_damaged_folder_is_one_clear_error(tmp_path: Path) -> None:
         SiteData.open(tmp_path / "raw")
     index = tmp_path / "raw" / "index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"format": 99}))
-    with pytest.raises(RunError, match="format 1; came 99"):
+    with pytest.raises(RunError, match="format 2; came 99"):
         SiteData.open(tmp_path / "raw")
 
 
