@@ -24,15 +24,14 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from sottovoce.client.optimiser import FlatParameters, Optimiser
 from sottovoce.client.private import all_rows
 from sottovoce.client.private.bookkeeping import BookKeeping
 from sottovoce.client.private.lowrank import add_low_rank, merge_low_rank
 from sottovoce.client.private.trainable import freeze_all_but
-from sottovoce.client.train import losses_of
 from sottovoce.common.dataset import SiteData
 from sottovoce.common.errors import PrivacyError
 from sottovoce.common.models import streams_of
+from sottovoce.common.optimiser import FlatParameters, Optimiser
 from sottovoce.common.privacy.distributed import DistributedMechanism, site_sum
 from sottovoce.common.privacy.plan import after_steps, draw, release
 from sottovoce.common.privacy.source import Source
@@ -40,7 +39,8 @@ from sottovoce.common.privacy.stages import PatientGradients, PrivateUpdate, Sit
 from sottovoce.common.privacy_specs import DistributedPrivacy, LocalPrivacy, Private
 from sottovoce.common.schedule import learning_rate_at
 from sottovoce.common.study import Study
-from sottovoce.common.weights import Layout, from_state_dict
+from sottovoce.common.training import losses_of
+from sottovoce.common.weights import Layout, Weights, from_state_dict
 
 HEAD = ("head.",)
 NORM_MARGIN = 1e-6  # weights are float32: the coordinator computes the norm from rounded numbers
@@ -56,11 +56,13 @@ def train_private(
     source: Source,
     withdrawn: Collection[str] = (),
     proximal_mu: float = 0.0,
+    correction: Weights | None = None,
     device: str | torch.device = "cpu",
 ) -> PrivateUpdate:
     """Returns the weights after a round, flat in the order of the model's layout, as what may leave the site.
 
-    `data` are the recordings that may be trained on; `withdrawn` are patients who are not drawn.
+    `data` are the recordings that may be trained on; `withdrawn` are patients who are not drawn. `correction`, of
+    numbers that were released before, is added to the gradient of every step (SCAFFOLD).
 
     Raises:
         PrivacyError: no guarantee can be given for these data, constants or this source; nothing was released.
@@ -71,7 +73,7 @@ def train_private(
     check_units(data, study)
     start = from_state_dict(model.state_dict())
     trained = _trained_copy(model, spec, site=site, round=round).to(torch.device(device)).train()
-    steps = _steps(trained, data, study, spec, round, source, withdrawn, proximal_mu)
+    steps = _steps(trained, data, study, spec, round, source, withdrawn, proximal_mu, correction)
     if spec.trained == "low_rank":
         merge_low_rank(trained)
     weights = from_state_dict(trained.state_dict())
@@ -171,12 +173,14 @@ def _steps(
     source: Source,
     withdrawn: Collection[str],
     proximal_mu: float,
+    correction: Weights | None,
 ) -> list[PrivateUpdate]:
     pool = _Pool.of(data.only(streams_of(model)), withdrawn)
     learning_rate = learning_rate_at(study.training, round, study.federation.rounds)
     released = []
     with FlatParameters(model) as flat:
         start = flat.values.clone()
+        drift = None if correction is None else flat.vector(correction)
         optimiser = Optimiser(study.training, flat.values)
         engine = _engine(model, study, spec, len(flat.values))
         for _ in range(spec.steps_per_round):
@@ -184,6 +188,8 @@ def _steps(
             gradient = torch.from_numpy(step.values).to(flat.values.device)
             if proximal_mu:
                 gradient.add_(flat.values - start, alpha=proximal_mu)
+            if drift is not None:
+                gradient.add_(drift)
             optimiser.step(flat.values, gradient, learning_rate)
             released.append(step)
     return released

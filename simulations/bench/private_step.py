@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from sottovoce.client.optimiser import FlatParameters, Optimiser
 from sottovoce.client.private import Chunk, GradientEngine, LossOf, Patients, all_rows, clipped_sum, matrix
 from sottovoce.client.private.bookkeeping import BookKeeping, dropout, take
 from sottovoce.client.private.opacus_engine import OpacusHooks
@@ -39,6 +38,7 @@ from sottovoce.common import models
 from sottovoce.common.dataset import Batch
 from sottovoce.common.model_specs import Attention, Cnn, CnnLstmAttention, Lstm, ModelSpec
 from sottovoce.common.models.losses import per_example
+from sottovoce.common.optimiser import FlatParameters, Optimiser
 from sottovoce.common.privacy import stages
 from sottovoce.common.privacy.clip import clip, quantised_sum
 from sottovoce.common.privacy.noise import add_noise

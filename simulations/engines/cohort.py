@@ -24,13 +24,13 @@ import torch
 from torch import Tensor
 
 from sottovoce.client.app import withheld
-from sottovoce.client.train import epochs
 from sottovoce.common.dataset import SiteData
 from sottovoce.common.errors import RunError
 from sottovoce.common.model_specs import Linear, Mlp
 from sottovoce.common.schedule import learning_rate_at
 from sottovoce.common.streams import stream
 from sottovoce.common.study import Study, Training
+from sottovoce.common.training import epochs
 from sottovoce.server.exchange import Call, Collected, Evaluated, Share
 
 CHUNK = 50  # sites at once: so many stacked weights and inputs stay in the processor's cache

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from sottovoce.client.optimiser import FlatParameters, Optimiser
-from sottovoce.client.train import TrainResult, epochs, train
+from sottovoce.client.train import TrainResult, train
 from sottovoce.common import models
 from sottovoce.common.dataset import Example, SiteData, StreamShape
 from sottovoce.common.feature_specs import Frames
@@ -26,9 +25,11 @@ from sottovoce.common.model_specs import (
     ModelSpec,
     Rnn,
 )
+from sottovoce.common.optimiser import FlatParameters, Optimiser
 from sottovoce.common.schedule import learning_rate_at
 from sottovoce.common.streams import stream
 from sottovoce.common.study import Augmentation, Training
+from sottovoce.common.training import epochs
 
 N_CLASSES = 3
 SHAPES = {"mel": StreamShape(width=4, n_frames=20), "stats": StreamShape(width=6, n_frames=None)}

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from sottovoce.client.optimiser import FlatParameters
 from sottovoce.common.feature_specs import Energy, FeatureStream, LogMel
 from sottovoce.common.model_size import n_parameters_of, size_problems
 from sottovoce.common.model_specs import Cnn, Fusion, Linear, Lstm, Mlp, ModelSpec
 from sottovoce.common.models import build
+from sottovoce.common.optimiser import FlatParameters
 from sottovoce.common.study import load
 from tests.fakes.privacy import DISTRIBUTED_STUDY, a_distributed_study
 

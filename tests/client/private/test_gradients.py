@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sottovoce.client.optimiser import FlatParameters
 from sottovoce.client.private import Chunk, Patients, all_rows, clipped_sum, matrix
 from sottovoce.client.private.bookkeeping import BookKeeping
 from sottovoce.client.private.kernels import trained_layers
@@ -20,6 +19,7 @@ from sottovoce.common import models
 from sottovoce.common.dataset import Batch
 from sottovoce.common.model_specs import Cnn, Fusion, Lstm, Mlp, ModelSpec
 from sottovoce.common.models.losses import per_example
+from sottovoce.common.optimiser import FlatParameters
 from tests.common.test_models import LOSSES, MODELS, N_CLASSES, WIDTHS, T, patient
 from tests.fakes.patients import batch_of, one_by_one, worst_tensor
 

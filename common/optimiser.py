@@ -11,10 +11,12 @@ tensor.
 
 from types import TracebackType
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sottovoce.common.study import Training
+from sottovoce.common.weights import Weights
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Kingma and Ba 2015, and torch's defaults
 
@@ -23,6 +25,7 @@ class FlatParameters:
     """A model's trainable parameters and gradients as two flat vectors, while the `with` block lasts."""
 
     def __init__(self, model: nn.Module) -> None:
+        self._names = [name for name, p in model.named_parameters() if p.requires_grad]
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._homes = [p.data for p in self._parameters]
 
@@ -36,6 +39,11 @@ class FlatParameters:
             parameter.grad = self.gradient[span].view(home.shape)  # autograd adds into it in place
             offset = span.stop
         return self
+
+    def vector(self, named: Weights) -> Tensor:
+        """Returns numbers that stand under the parameters' names as one vector beside `values`."""
+        parts = [torch.from_numpy(np.array(named[name])).reshape(-1) for name in self._names]
+        return torch.cat(parts).to(self.values.device)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
