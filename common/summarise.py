@@ -22,7 +22,7 @@ from sottovoce.common.errors import RunError
 from sottovoce.common.metrics import Counts, Floats
 from sottovoce.common.predictions import Prediction
 from sottovoce.common.privacy_specs import NOT_PRIVATE
-from sottovoce.common.study import NamedFolds, Study
+from sottovoce.common.study import NamedFolds, Normalisation, Study
 from sottovoce.common.summary import (
     Arm,
     CellFigures,
@@ -369,9 +369,19 @@ def _protocol(study: Study) -> Protocol:
         seeds=study.evaluation.seeds,
         normalisation=study.normalisation.scheme,
         transductive=study.normalisation.scheme == "speaker",
+        enrolment=_enrolment(study.normalisation),
         interval_level=metrics.LEVEL,
         interval_samples=study.evaluation.bootstrap_samples,
     )
+
+
+def _enrolment(spec: Normalisation) -> str | None:
+    """Returns what is heard of a new speaker first, in words; None where nothing is declared."""
+    rule = spec.enrols
+    if rule is None:
+        return None
+    named = "" if rule.names == "*" else f" named {rule.names}"
+    return f"{rule.clips} recordings in a {' or '.join(rule.emotions)} voice{named}"
 
 
 def _notes(study: Study, arms: dict[str, Arm]) -> Iterable[str]:

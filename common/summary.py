@@ -140,6 +140,7 @@ class Protocol:
     seeds: tuple[int, ...]
     normalisation: Literal["constants", "utterance", "speaker", "enrolment"]
     transductive: bool
+    enrolment: str | None = None
     interval_level: Share
     interval_samples: int
     interval_method: str = "percentiles of a bootstrap over speakers, expanded for few speakers"

@@ -50,8 +50,8 @@ def _protocol(run: Run, arm: Arm) -> Text:
     ]
     if protocol.transductive:
         words.append("transductive normalisation (a speaker's unlabelled recordings were seen)")
-    if protocol.normalisation == "enrolment":
-        words.append("each speaker enrolled by a few declared recordings, not scored")
+    if protocol.enrolment is not None:
+        words.append(f"each speaker enrolled by {protocol.enrolment}, which are not scored")
     if run.synthetic:
         words.append("synthetic voices")
     return Text(", ".join(words) + ".", style="dim")

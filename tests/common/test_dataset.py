@@ -264,3 +264,91 @@ def test_streams_are_shaped_by_the_studys_clip() -> None:
         "mel": StreamShape(width=1, n_frames=101),
         "stats": StreamShape(width=4, n_frames=None),
     }
+
+
+ENROLMENT = Normalisation(
+    scheme="enrolment",
+    mean={"mel": (5.0,) * 3, "stats": (-40.0,) * 5},
+    deviation={"mel": (2.0,) * 3, "stats": (300.0,) * 5},
+)
+
+
+def enrolling(number: int, speaker: str = "a") -> Example:
+    return replace(example(number, speaker), label=-1, enrols=True, trains=False)
+
+
+def test_what_enrols_a_speaker_is_in_no_data_that_is_trained_on_or_scored(tmp_path: Path) -> None:
+    mine = [enrolling(0), example(1), enrolling(2), example(3)]
+    data = normalise(site(tmp_path / "raw", mine), ENROLMENT, tmp_path / "done")
+    assert data.keys == ("a/1", "a/3")
+    assert not data.enrols.any()
+    assert len(SiteData.open(tmp_path / "done")) == 2
+
+
+def test_only_what_enrols_a_speaker_moves_the_speakers_features(tmp_path: Path) -> None:
+    def features(name: str, others: Sequence[Example]) -> np.ndarray:
+        data = normalise(
+            site(tmp_path / name, [enrolling(0), example(1), *others]), ENROLMENT, tmp_path / f"{name} done"
+        )
+        return data.pooled("stats")[0]
+
+    alone = features("one", [])
+    assert np.array_equal(alone, features("two", [example(7), example(8, "b"), enrolling(9, "b")]))
+    assert not np.array_equal(alone, features("three", [enrolling(9)]))
+
+
+def test_a_speaker_is_centred_by_enrolment_as_far_as_there_is_of_it(tmp_path: Path) -> None:
+    data = normalise(
+        site(tmp_path / "raw", [enrolling(0), enrolling(2), example(1)]), ENROLMENT, tmp_path / "done"
+    )
+    own = (example(0).features["stats"] + example(2).features["stats"]) / 2
+    centre = 2 / 7 * own + 5 / 7 * -40.0
+    np.testing.assert_allclose(
+        data.pooled("stats")[0], (example(1).features["stats"] - centre) / 300, rtol=1e-5
+    )
+
+
+def test_a_speaker_without_enrolment_is_standardised_by_the_public_figures(tmp_path: Path) -> None:
+    data = normalise(site(tmp_path / "raw", [example(1), enrolling(0, "b")]), ENROLMENT, tmp_path / "done")
+    public = normalise(
+        site(tmp_path / "public", [example(1)]),
+        replace(ENROLMENT, scheme="constants"),
+        tmp_path / "public done",
+    )
+    assert np.array_equal(data.pooled("stats"), public.pooled("stats"))
+
+
+def test_a_speaker_whose_clips_are_all_of_one_emotion_keeps_it_by_enrolment_and_loses_it_without(
+    tmp_path: Path,
+) -> None:
+    rng = np.random.default_rng(3)
+    emotions = 30.0 * rng.standard_normal((4, 5))
+    speakers = [100.0 * rng.standard_normal(5) for _ in range(24)]
+
+    def clip(key: int, person: int, emotion: int, *, enrols: bool = False) -> Example:
+        features = speakers[person] + (0 if enrols else emotions[emotion]) + 5.0 * rng.standard_normal(5)
+        return Example(
+            key=str(key),
+            label=-1 if enrols else emotion,
+            speaker=f"s{person}",
+            patient=f"s{person}",
+            groups={},
+            features={"stats": features.astype(np.float32)},
+            enrols=enrols,
+        )
+
+    rows = [clip(100 * p + i, p, p % 4, enrols=i < 4) for p in range(24) for i in range(12)]
+    shapes = {"stats": SHAPES["stats"]}
+    raw = SiteData.write(tmp_path / "raw", site="s", shapes=shapes, examples=rows)
+    public = {"mean": {"stats": (0.0,) * 5}, "deviation": {"stats": (30.0,) * 5}, "shrinkage": 0.2}
+    enrolled = normalise(raw, Normalisation(scheme="enrolment", **public), tmp_path / "enrolled")  # type: ignore[arg-type]
+    by_all = normalise(raw.select(~raw.enrols), BY_SPEAKER, tmp_path / "by all")
+
+    def recognised(data: SiteData) -> float:
+        values, others = data.pooled("stats"), np.array([int(name[1:]) >= 12 for name in data.speakers])
+        centres = np.stack([values[~others & (data.labels == k)].mean(axis=0) for k in range(4)])
+        nearest = ((values[others][:, None] - centres) ** 2).sum(axis=2).argmin(axis=1)
+        return float((nearest == data.labels[others]).mean())
+
+    assert recognised(enrolled) > 0.9
+    assert recognised(by_all) < 0.4, "chance is 0.25"
