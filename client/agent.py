@@ -8,6 +8,8 @@ Guarantees:
     and in `run/status.json`, and goes on when it is over.
   - A message is on the journal before the coordinator is told that it is here; after a crash the next start answers it
     with an error at once. No message is answered twice, and none is tried again: that is the coordinator's to ask for.
+  - A reply that was given back is not lost by the agent's end: it leaves when the coordinator has fetched it, and where
+    that takes longer than `FETCHED_SECONDS` it ends without a word, and its node stays online until it is missed.
   - A run whose bundle is not the codeless one for the installed app gets nothing but refusals.
   - `Context.state` lives here, in memory, and with the worker that has it in hand; a worker that ends takes it along.
   - What is logged is metadata, counts and durations.
@@ -33,6 +35,7 @@ from sottovoce.client.chores import Chore, Chores
 from sottovoce.client.fleet import HEARTBEAT_SECONDS, Delivery, Fleet, connect, envelope_of, fields_of
 from sottovoce.client.home import Hospital
 from sottovoce.client.line import CERTIFICATE
+from sottovoce.client.parting import Given
 from sottovoce.client.worker import Answered, Failure, Worker
 from sottovoce.common.errors import DeploymentError, SottovoceError
 from sottovoce.common.flower import VERSION, Context, ErrorCode, Message, RecordDict, error_reply
@@ -44,9 +47,16 @@ MAX_RUNS = 16  # whose state or verdict is remembered
 BRISK_SECONDS, BRISK_PAUSE = 3.0, 0.03  # phases of a round follow each other
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 3.0  # between tries to connect
 COMPUTED = ("train", "evaluate", "train.mask", "evaluate.mask")  # phases in which recordings are used
+FETCHED_SECONDS, FETCHED_SECONDS_NOW = (
+    10.0,
+    1.0,
+)  # until an agent that ends waits no longer for its coordinator
 LEAST_SECONDS = 1.0  # for the answer to a message whose time is nearly over
 
 RESTARTED = "this site restarted, or lost the line, in the middle of it"
+UNFETCHED = (
+    "the coordinator has not fetched the last reply; it counts this site as online for some seconds more"
+)
 FULL_DISK = "this site cannot write to its disk; nothing was computed"
 ENDINGS: dict[Failure, str] = {
     "late": "the site was at work when the deadline was over",
@@ -111,6 +121,7 @@ class _Agent:
             "node": self._node_id,
         }
         self._status = files.Status(hospital.run, facts)
+        self._given = Given()
         self._states: OrderedDict[int, RecordDict] = OrderedDict()
         self._verdicts: OrderedDict[int, str] = OrderedDict()
         self._brisk_until = 0.0
@@ -192,11 +203,19 @@ class _Agent:
                     self._handle(fleet, delivery)
                     self._brisk_until = time.monotonic() + BRISK_SECONDS
                 self._ending.wait(self._pause() if delivery is None else 0)
-            with suppress(DeploymentError):
-                fleet.leave()
+            self._leave(fleet)
         finally:
             over.set()
             beats.join()
+
+    def _leave(self, fleet: Fleet) -> None:
+        """Says that this site is gone, unless a reply of it would be lost by that."""
+        now = files.stop_of(self._hospital.run) == files.Stop(now=True)
+        with suppress(DeploymentError):
+            if self._given.wait_fetched(fleet, seconds=FETCHED_SECONDS_NOW if now else FETCHED_SECONDS):
+                fleet.leave()
+            else:
+                _log.warning("%s", UNFETCHED)
 
     def _pause(self) -> float:
         usual = self._hospital.settings.poll_seconds
@@ -219,7 +238,7 @@ class _Agent:
         outcome = "refused" if reply.has_error() else "answered"
         self._hold(_phase(asked), began, until)
         try:
-            fleet.send(reply, until=until)
+            self._give(fleet, reply, until)
         except DeploymentError as error:
             outcome = "failed"
             if error.reason != "run_over":
@@ -228,6 +247,10 @@ class _Agent:
             self._note(asked, reply, outcome, time.monotonic() - began)
         with suppress(OSError):
             self._journal.end()
+
+    def _give(self, fleet: Fleet, reply: Message, until: float) -> None:
+        fleet.send(reply, until=until)
+        self._given.add(reply)
 
     def _hold(self, phase: str, began: float, until: float) -> None:
         """Lets an answer wait for its slot: how long training took depends on who was drawn."""
@@ -308,7 +331,7 @@ class _Agent:
             asked = envelope_of(left)
             if asked.metadata.created_at + asked.metadata.ttl > time.time():
                 reply = error_reply(asked, RESTARTED, ErrorCode.CLIENT_APP_CRASHED)
-                fleet.send(reply, until=time.monotonic() + LEAST_SECONDS)
+                self._give(fleet, reply, time.monotonic() + LEAST_SECONDS)
                 _log.warning("a message was answered with an error: %s", RESTARTED)
         except DeploymentError as error:
             # A SuperLink that was started anew fails (500) over a run that it never heard of. Nobody waits for this.

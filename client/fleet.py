@@ -150,7 +150,7 @@ class Fleet:
             raise troubles.not_registered(self.address)
 
     def leave(self) -> None:
-        """Goes offline, so that nobody waits for this site. Raises: DeploymentError."""
+        """Goes offline: nobody waits for this site, nor for a reply that lies there still. Raises: DeploymentError."""
         self._line.call(FleetHttpClient.DeactivateNode, DeactivateNodeRequest(node_id=self.node_id))
 
     def _still_knows(self, node_id: int) -> bool:
@@ -247,6 +247,16 @@ class Fleet:
                 self._line.call(FleetHttpClient.PushObject, part, until=until)
 
             push_objects(objects, give, object_ids_to_push=wanted, max_concurrent_pushes=TOGETHER)
+
+    def holds(self, run_id: int, reply_id: str) -> bool:
+        """Says whether a reply still lies at the SuperLink, which forgets it when the coordinator has all of it.
+
+        Raises:
+            DeploymentError: the line fails, or the run is over.
+        """
+        # A message's own object is its metadata: a few hundred bytes.
+        request = PullObjectRequest(node=self._node, run_id=run_id, object_id=reply_id)
+        return bool(self._line.call(FleetHttpClient.PullObject, request).object_found)
 
     def bundle(self, run_id: int, *, until: float) -> tuple[str, bytes]:
         """Returns a run's bundle with the digest that the run says it has. Nothing of it is believed here."""

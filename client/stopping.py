@@ -6,7 +6,8 @@
 
 The steps:
   1 the decision is made durable, so that no restart begins again
-  2 the agent is asked to end; with `now` it ends its worker at once, else it finishes the message under way
+  2 the agent is asked to end; with `now` it ends its worker at once, else it finishes the message under way and stays
+    until its reply is fetched, 10 s at most
   3 with `now`, whatever of the two still runs after `PATIENCE_SECONDS` is killed
   4 the ledger is opened, which burns reservations that came to nothing, and read
 

@@ -217,6 +217,22 @@ def test_kill_minus_nine_in_the_middle_is_answered_at_the_next_start(
         assert "config" in run.ask(superlink.nodes["killed"])
 
 
+def test_an_agent_whose_reply_is_not_fetched_in_time_ends_without_a_word(
+    superlink: superlinks.Superlink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent, "FETCHED_SECONDS", 0.0)
+    hospital, run, gate = superlink.hospital("unfetched"), superlink.echo(), tmp_path / "gate"
+    node = superlink.nodes["unfetched"]
+    with agent_thread(hospital):
+        until(lambda: connected(hospital))
+        asked = run.start(node, gate=str(gate))
+        until(lambda: counts(hospital).get("answered"))
+    gate.touch()
+    assert agent.UNFETCHED in (hospital.run / agent_files.LOG).read_text()
+    assert "config" in run.wait(asked)["replies"][str(node)]
+    assert node in run.nodes(), "it is online until it is missed"
+
+
 def is_dead(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 

@@ -103,15 +103,20 @@ def test_a_stop_outlives_restarts_until_it_is_taken_back_and_one_without_now_wai
     allow(hospital)
     with agent(hospital, app=APP) as process:
         until(lambda: read_status(hospital.run).get("connected"))
-        asked = run.start(node, config={"round": 1, "sleep": 2.0, "touch": str(mark)})
+        # A coordinator that looks for replies once in a second: the agent had left by then.
+        config = {"round": 1, "sleep": 60.0, "touch": str(mark), "end": str(tmp_path / "enough")}
+        asked = run.start(node, config=config, pause=1.0)
         until(mark.exists)
         with pytest.raises(DeploymentError, match="--now"):
             stop(hospital, now=False, within=0.2)
-        stopped = stop(hospital, now=False)
+        (tmp_path / "enough").touch()
+        stopped = stop(hospital, now=False, within=60.0)
         assert process.wait(5) == 0
     assert stopped.burned == ()
     assert stopped.left[0].rounds == (1,)
-    assert "config" in run.wait(asked)["replies"][str(node)], "SIGTERM finishes the message"
+    assert "config" in run.wait(asked)["replies"][str(node)], (
+        "SIGTERM finishes the message, and its reply is not lost"
+    )
     assert node not in run.nodes(), "and the agent said that it left"
 
 

@@ -20,7 +20,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Asks what the folder says, until `end` is there."""
+    """Asks what the folder says, until `end` is there: looks for replies each `pause` seconds, once a `gate` is there."""
     answer_quickly()
     folder, n = Path(str(context.run_config["folder"])), 0
     while not (folder / "end").exists():
@@ -40,13 +40,16 @@ def answers(grid: Grid, ask: dict[str, Any]) -> Any:
     if ask["kind"] == "nodes":
         return sorted(grid.get_node_ids())
     began = time.monotonic()
-    waiting = set(grid.push_messages([message(ask, node) for node in ask["nodes"]]))
+    ids = grid.push_messages([message(ask, node) for node in ask["nodes"]])
+    # By whom was asked: a SuperLink that answers in a node's place names itself as the sender.
+    waiting = dict(zip(ids, ask["nodes"], strict=True))
     found: dict[int, Any] = {}
-    while waiting and time.monotonic() < began + ask["patience"]:
-        for reply in grid.pull_messages(waiting):
-            waiting.discard(reply.metadata.reply_to_message_id)
-            found[reply.metadata.src_node_id] = said(reply)
+    while "gate" in ask and not Path(ask["gate"]).exists():
         time.sleep(0.01)
+    while waiting and time.monotonic() < began + ask["patience"]:
+        for reply in grid.pull_messages(list(waiting)):
+            found[waiting.pop(reply.metadata.reply_to_message_id)] = said(reply)
+        time.sleep(ask.get("pause", 0.01))
     return {"seconds": time.monotonic() - began, "replies": found}
 
 
