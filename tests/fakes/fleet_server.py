@@ -20,7 +20,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Asks what the folder says, until `end` is there: looks for replies each `pause` seconds, once a `gate` is there."""
+    """Asks what the folder says, until `end` is there: looks for replies each `pause` seconds, once `gate` is there."""
     answer_quickly()
     folder, n = Path(str(context.run_config["folder"])), 0
     while not (folder / "end").exists():
