@@ -59,7 +59,10 @@ def not_covered_of(study: Study) -> Iterator[str]:
     if study.normalisation.scheme == "speaker":
         yield "enrolment: features are standardised by all of a speaker's own recordings, those never trained on too"
     if study.normalisation.scheme == "enrolment":
-        yield "enrolment: features are standardised by a few recordings of each speaker that are never trained on"
+        yield (
+            "enrolment: features are standardised by a few recordings of each speaker that are never trained on; a "
+            "patient's figure covers them, a recording's takes them, and which they are, as given"
+        )
     yield "the time of a reply, retries, and that a site is away: they follow this site's load and what was drawn"
     if study.federation.n_sites > 1:
         yield "a patient of several hospitals: the figure is for one; `privacy plan` has those for more"

@@ -18,17 +18,17 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from sottovoce.common.audio import printable
 from sottovoce.common.corpus import Corpus, Utterance, scan
-from sottovoce.common.dataset import Example, SiteData, clip_frames, normalise, stream_shapes
+from sottovoce.common.dataset import Example, SiteData, normalise, stream_shapes
 from sottovoce.common.errors import AudioError, CorpusError
 from sottovoce.common.feature_cache import Features, stream_features
 from sottovoce.common.progress import Note, OnEvent, Step
 from sottovoce.common.run_files import Skipped
 from sottovoce.common.study import CorpusSpec, Enrolment, Study
+from sottovoce.common.transfer import public_figures
 
 NO_CLASS = -1
 MAX_NOTES = 5  # so many skipped recordings are named on the terminal
@@ -114,20 +114,21 @@ def recordings_of(study: Study, corpus: Corpus, on_event: OnEvent) -> Iterator[R
 
 
 def _enrolling(study: Study, corpus: Corpus) -> frozenset[str]:
-    """Returns the keys that enrol their speakers: of each speaker the first that the study's rule takes, by key.
-
-    The rule is public and looks at one speaker alone: who else is there changes nothing.
-    """
+    """Returns the keys that enrol their speakers. The rule looks at one speaker alone: who else is there is nothing."""
     rule = study.normalisation.enrols
     if rule is None:
         return frozenset()
-    taken: Counter[str] = Counter()
-    chosen = set()
+    keys: dict[tuple[str, str], list[str]] = {}
     for item in corpus.utterances:  # sorted by key
-        fits = item.label in rule.emotions and fnmatchcase(PurePosixPath(item.key).name, rule.names)
-        if fits and taken[item.speaker] < rule.clips:
-            taken[item.speaker] += 1
-            chosen.add(item.key)
+        keys.setdefault((item.speaker, item.label), []).append(item.key)
+    chosen: set[str] = set()
+    for speaker in {item.speaker for item in corpus.utterances}:
+        mine: list[str] = []
+        for emotion in rule.emotions:
+            own = keys.get((speaker, emotion), [])
+            taught = study.labels.merge.get(emotion, emotion) in study.labels.classes
+            mine += own[: len(own) // 2] if taught else own
+        chosen.update(mine[: rule.clips])
     return frozenset(chosen)
 
 
@@ -188,7 +189,7 @@ def write_site(
     Raises:
         AudioError: a recording that was good a moment ago no longer is.
     """
-    shapes = stream_shapes(study.streams, prepared.widths, clip_frames(study.audio, study.frames))
+    shapes = stream_shapes(study.streams, prepared.widths, study.audio, study.frames)
     marks = [True] * len(prepared.recordings) if trains is None else trains
     examples = (
         _example(item, features, copy, trains=bool(mark))
@@ -197,8 +198,9 @@ def write_site(
     )
     raw = folder.with_name(folder.name + ".raw")
     shutil.rmtree(raw, ignore_errors=True)  # of an attempt that was killed
+    figures, maps = public_figures(study)
     data = normalise(
-        SiteData.write(raw, site=site, shapes=shapes, examples=examples), study.normalisation, folder
+        SiteData.write(raw, site=site, shapes=shapes, examples=examples), figures, folder, maps=maps
     )
     shutil.rmtree(raw)
     return data

@@ -16,10 +16,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
-from sottovoce.common import privacy_specs
+from sottovoce.common import groups as speaker_groups
+from sottovoce.common import privacy_specs, transfer_specs
 from sottovoce.common.config import Interval, build, canonical
 from sottovoce.common.errors import StudyError
 from sottovoce.common.feature_specs import FeatureStream, Frames
+from sottovoce.common.groups import Groups, Tables
 from sottovoce.common.labels import EMOTIONS
 from sottovoce.common.ledger.entries import Purpose
 from sottovoce.common.ledger.terms import purpose_problem
@@ -32,6 +34,7 @@ from sottovoce.common.privacy_specs import (
     PrivacySpec,
     Private,
 )
+from sottovoce.common.transfer_specs import PublicKey, Sha256, Transfer
 
 FORMAT = 1
 ACTED = EMOTIONS[:-1]  # what the embedded corpus can act: all but "other"
@@ -97,16 +100,15 @@ class Audio:
 
 @dataclass(frozen=True, kw_only=True)
 class Enrolment:
-    """Which recordings a speaker is enrolled by: the first `clips`, in order of their names, of these emotions.
+    """Which recordings a speaker is enrolled by: the first `clips` of these emotions, the first emotion first.
 
-    They are never trained on and never scored. `names` is a pattern for the file's name, `*` for any signs: a corpus
-    that says in its names how strongly something was spoken can be asked for the plain ones. `scale` says whose
-    deviation divides: the public one, or one drawn from there towards the speaker's own.
+    First is by key. Of an emotion that is itself a class at most half of a speaker's recordings enrol, the rest are for
+    learning and scoring. What enrols is never trained on and never scored. `scale` says whose deviation divides: the
+    public one, or one drawn from there towards the speaker's own.
     """
 
-    emotions: Annotated[tuple[str, ...], Interval(1, 13)] = ("neutral", "calm")
+    emotions: Annotated[tuple[str, ...], Interval(1, 13)] = ("calm", "neutral")
     clips: Annotated[int, Interval(1, 100)] = 4
-    names: Annotated[str, Interval(1, 100)] = "*"
     scale: Literal["public", "shrunk"] = "public"
 
 
@@ -120,7 +122,8 @@ class Normalisation:
     whose recordings are all of one emotion loses it.
     `enrolment`: by a few recordings of each speaker in a declared emotion, see `Enrolment`; what a clinic can ask for.
 
-    Where public figures are stated, n recordings of a speaker count n / (n + `shrinkage`) against them.
+    Where public figures are stated, n recordings of a speaker count n / (n + `shrinkage`) against them. `from_initial`
+    names the signed file that has them (`sottovoce server pretrain`), by its SHA-256, instead of `mean` and `deviation`.
     """
 
     scheme: Literal["constants", "utterance", "speaker", "enrolment"]
@@ -128,6 +131,7 @@ class Normalisation:
     deviation: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     shrinkage: Annotated[float, Interval(0.0, 1000.0)] = 5.0
     enrolment: Enrolment | None = None
+    from_initial: Sha256 | None = None
 
     @property
     def by_person(self) -> bool:
@@ -163,7 +167,8 @@ class Augmentation:
 class Training:
     """Local training at a site. In a private mode `privacy.steps_per_round` decides how much of it there is;
 
-    `batch_size` and `local_epochs` are then those of the twins without privacy.
+    `batch_size` and `local_epochs` are then those of the twins without privacy. With `steps_per_round` every site
+    takes so many steps in a round, epoch after epoch, whatever its size, and `local_epochs` does not count.
     `class_weights` are public constants, one for each class of `labels.classes`; never taken from the data.
     """
 
@@ -173,7 +178,8 @@ class Training:
     weight_decay: Annotated[float, Interval(0.0, 10.0)] = 0.0
     batch_size: Annotated[int, Interval(1, 4096)] = 32
     local_epochs: Annotated[int, Interval(1, 1000)] = 1
-    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    steps_per_round: Annotated[int, Interval(1, 100_000)] | None = None
+    loss: Literal["cross_entropy", "focal", "hinge", "label_score"] = "cross_entropy"
     label_smoothing: Annotated[float, Interval(0.0, 1.0, high_open=True)] = 0.0
     class_weights: tuple[Positive, ...] | None = None
     schedule: Literal["constant", "cosine"] = "constant"
@@ -255,7 +261,18 @@ class FedYogi:
     tau: Positive = 1e-3
 
 
-Strategy = FedAvg | FedProx | FedAvgM | FedAdam | FedYogi
+@dataclass(frozen=True, kw_only=True)
+class Scaffold:
+    """Karimireddy et al. 2020, option II: each step is corrected for how its site differs from the mean.
+
+    Sites take the same number of plain SGD steps in a round (`docs/decisions/scaffold.md` says why).
+    """
+
+    kind: Literal["scaffold"]
+    server_learning_rate: Positive = 1.0
+
+
+Strategy = FedAvg | FedProx | FedAvgM | FedAdam | FedYogi | Scaffold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,7 +342,10 @@ Folds = SpeakerFolds | HashFolds | NamedFolds
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Speaker-independent evaluation. `random_split_that_leaks` adds a column that nobody should quote."""
+    """Speaker-independent evaluation. `random_split_that_leaks` adds a column that nobody should quote.
+
+    `groups` are those that evaluation tells apart: counts of each leave the sites beside those of all, in one release.
+    """
 
     folds: Folds
     only_folds: tuple[Annotated[int, Interval(0, 49)], ...] | None = None
@@ -335,6 +355,7 @@ class Evaluation:
     random_split_that_leaks: bool = False
     baselines: tuple[Literal["svm", "decision_tree", "naive_bayes", "mlp", "logistic"], ...] = ()
     baseline_stream: str | None = None
+    groups: Groups | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,11 +377,18 @@ class Study:
     audio: Audio = field(default_factory=Audio)
     frames: Frames = field(default_factory=Frames)
     purpose_reference: Annotated[str, Interval(1, 300)] | None = None
+    transfer: Transfer | None = None
+    initial_signed_by: PublicKey | None = None
 
     @property
     def n_evaluations(self) -> int:
         """How often a run asks sites for counts of their withheld speakers: every so many rounds, and at the end."""
         return -(-self.federation.rounds // self.evaluation.every_rounds)
+
+    @cached_property
+    def tables(self) -> Tables:
+        """The confusion tables that evaluation counts consist of: of all, and of each group that the study names."""
+        return Tables(n_classes=len(self.labels.classes), groups=self.evaluation.groups)
 
     @property
     def cohort_size(self) -> int:
@@ -376,6 +404,12 @@ class Study:
             return self.federation.secure_sum
         enough = self.cohort_size >= 3 and self.federation.n_sites <= MOST_SITES
         return isinstance(self.privacy, LocalPrivacy) and enough
+
+    @property
+    def steps_per_round(self) -> int | None:
+        """How many steps each site takes in a round, where that is public; None where a site's size decides."""
+        spec = self.privacy
+        return spec.steps_per_round if isinstance(spec, LocalPrivacy) else self.training.steps_per_round
 
     def digest(self) -> str:
         """Returns the SHA-256 of the study's canonical text, as 64 hexadecimal digits."""
@@ -451,9 +485,12 @@ def combinations(study: Study) -> list[str]:
     return [
         *_synthetic_problems(study),
         *_label_problems(study.labels),
+        *(speaker_groups.problems(study.evaluation.groups) if study.evaluation.groups else ()),
         *_stream_problems(study),
+        *transfer_specs.problems(study),
         *_training_problems(study),
         *_federation_problems(study),
+        *_strategy_problems(study),
         *_privacy_problems(study),
     ]
 
@@ -552,7 +589,7 @@ def _normalisation_problems(study: Study) -> list[str]:
         problems.append(
             f"normalisation.enrolment.emotions: expected some of {', '.join(EMOTIONS)}; came {', '.join(unknown)}."
         )
-    for stream in study.streams:
+    for stream in study.streams if spec.from_initial is None else ():
         if stream.name not in spec.mean or stream.name not in spec.deviation:
             problems.append(
                 f"normalisation: 'enrolment' expects public figures for every stream, for a speaker without enrolment; "
@@ -586,6 +623,29 @@ def _federation_problems(study: Study) -> list[str]:
                 f"evaluation.only_folds: expected folds below k={study.evaluation.folds.k}; came {beyond}."
             )
     return problems
+
+
+def _strategy_problems(study: Study) -> list[str]:
+    match study.federation.strategy:
+        case Scaffold():
+            return [f"federation.strategy: 'scaffold' expects {wanted}." for wanted in _scaffold_wants(study)]
+        case _:
+            return []
+
+
+def _scaffold_wants(study: Study) -> Iterator[str]:
+    """What makes a site's control follow from its update, and the sites' mean from the mean update."""
+    training = study.training
+    if training.optimiser != "sgd" or training.momentum:
+        yield "training.optimiser = 'sgd' without momentum: a site's control is the mean of its gradients"
+    if training.steps_per_round is None:
+        yield "training.steps_per_round: the same number of steps at every site"
+    if isinstance(study.privacy, DistributedPrivacy):
+        yield "mode 'none' or 'local': one step in a round has nothing to correct"
+    if isinstance(study.privacy, LocalPrivacy) and study.privacy.trained == "low_rank":
+        yield "privacy.trained 'all' or 'head': adapters are new in each round"
+    if study.federation.compression is not None:
+        yield "no federation.compression: what it rounds off would gather in the control"
 
 
 def _privacy_problems(study: Study) -> list[str]:
@@ -647,9 +707,7 @@ def _distributed_problems(study: Study, spec: DistributedPrivacy) -> list[str]:
             f"n_min = {spec.n_min} (docs/protocol.md); came {spec.n_colluding}. A larger n_min withstands more."
         )
     try:
-        distributed_plan.events(
-            spec, rounds=1, n_sites=federation.n_sites, n_counts=1, n_classes=len(study.labels.classes)
-        )
+        distributed_plan.events(spec, rounds=1, n_sites=federation.n_sites, n_counts=1, tables=study.tables)
     except PrivacyError as error:
         found.append(f"privacy: {error}")
     return found

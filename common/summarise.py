@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sottovoce.common import folds, metrics, predictions
+from sottovoce.common.calibrated import calibrated
 from sottovoce.common.errors import RunError
 from sottovoce.common.metrics import Counts, Floats
 from sottovoce.common.predictions import Prediction
@@ -70,6 +71,7 @@ def summarise(rows: Sequence[Prediction], study: Study, *, stamp: str = NOT_PRIV
     table = _Table.of(rows, n_classes=len(names))
     samples = _Samples(study.evaluation.bootstrap_samples, study.evaluation.seeds[0])
     arms = {name: _arm(table.where_arm(name), name, names, samples) for name in table.arms}
+    arms = {name: _with_calibration(arm, rows, samples) for name, arm in arms.items()}
     honest = {name: arm for name, arm in arms.items() if not predictions.leaks(name)}
     leaking = tuple(arm for name, arm in arms.items() if predictions.leaks(name))
     if not honest:
@@ -248,6 +250,13 @@ def _arm(table: _Table, name: str, classes: tuple[str, ...], samples: _Samples) 
     )
 
 
+def _with_calibration(arm: Arm, rows: Sequence[Prediction], samples: _Samples) -> Arm:
+    if predictions.leaks(arm.name):  # known voices on both sides: their confidence says nothing of new ones
+        return arm
+    own = [row for row in rows if row.arm == arm.name]
+    return dataclasses.replace(arm, calibration=calibrated(own, samples=samples.n, seed=samples.seed))
+
+
 def _classes(
     counts: Counts, total: metrics.Confusion, names: tuple[str, ...], samples: _Samples
 ) -> tuple[ClassFigures, ...]:
@@ -380,8 +389,7 @@ def _enrolment(spec: Normalisation) -> str | None:
     rule = spec.enrols
     if rule is None:
         return None
-    named = "" if rule.names == "*" else f" named {rule.names}"
-    return f"{rule.clips} recordings in a {' or '.join(rule.emotions)} voice{named}"
+    return f"{rule.clips} recordings in a {' or '.join(rule.emotions)} voice"
 
 
 def _notes(study: Study, arms: dict[str, Arm]) -> Iterable[str]:

@@ -22,7 +22,8 @@ from sottovoce.common.model_size import n_parameters_of
 from sottovoce.common.privacy import accountant, distributed_plan
 from sottovoce.common.privacy.plan import training_event
 from sottovoce.common.privacy_specs import USUAL_DELTA, DistributedPrivacy, LocalPrivacy, largest_delta
-from sottovoce.common.study import Study, loads
+from sottovoce.common.study import Enrolment, Study, loads
+from sottovoce.simulations import public_figures
 
 MIN_CLASS_UTTERANCES = 10  # a class with fewer cannot be learned or scored
 MIN_CLASS_SPEAKERS = 2  # a class of one speaker cannot be scored speaker-independently
@@ -38,6 +39,7 @@ class Shape:
     n_sites: int
     k_folds: int
     named_folds: str | None = None
+    enrols: bool = True
 
 
 EMBEDDED = Shape(
@@ -78,7 +80,15 @@ def shape_of(corpus: Corpus) -> Shape:
         n_sites=max(1, min(6, n_patients // 2)),
         k_folds=min(5, n_patients),
         named_folds="ravdess-luna-jimenez" if corpus.adapter == "ravdess" and n_patients == 24 else None,
+        enrols=_most_can_enrol(corpus),
     )
+
+
+def _most_can_enrol(corpus: Corpus) -> bool:
+    """Says whether four in five speakers have recordings to be enrolled by, with as many left over."""
+    plain = Counter(item.speaker for item in corpus.utterances if item.label in Enrolment().emotions)
+    speakers = {item.speaker for item in corpus.utterances}
+    return sum(plain[speaker] >= 2 for speaker in speakers) >= 0.8 * len(speakers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +146,8 @@ def _text(
         rounds=rounds,
         strategy=strategy,
         privacy=privacy,
+        normalisation=ENROLLED if shape.enrols else UNKNOWN,
+        figures=public_figures.lines(),
     )
 
 
@@ -215,7 +227,7 @@ def _noise_for(epsilon: float, study: Study) -> float:
         rounds=study.federation.rounds,
         n_sites=study.federation.n_sites,
         n_counts=study.n_evaluations,
-        n_classes=len(study.labels.classes),
+        tables=study.tables,
     )
     return _rounded_up(noise)
 
@@ -377,8 +389,7 @@ parts = [
 ]
 
 [normalisation]
-scheme = "speaker"              # by all of a speaker's own recordings, unlabelled: reports say "transductive"
-
+{normalisation}
 {learned}[federation]
 n_sites = {n_sites}
 rounds = {rounds}
@@ -392,4 +403,16 @@ folds = {folds}
 seeds = [0]
 baselines = ["svm"]
 baseline_stream = "statistics"
+
+# What is usual, over the voices of the embedded corpus: nobody's patient. A speaker counts against it.
+{figures}
+"""
+
+ENROLLED = """\
+scheme = "enrolment"            # each speaker by a few recordings that are never trained on or scored
+enrolment = {{ emotions = ["calm", "neutral"], clips = 4 }}
+""".format()
+
+UNKNOWN = """\
+scheme = "constants"            # by the figures below: too few speakers have calm recordings to be enrolled by
 """

@@ -7,6 +7,7 @@ import pytest
 
 from sottovoce.common.corpus import Corpus, Utterance
 from sottovoce.common.errors import CorpusError, StudyError
+from sottovoce.common.features import width
 from sottovoce.common.model_size import size_problems
 from sottovoce.common.privacy import distributed_accountant
 from sottovoce.common.privacy.accountant import epsilon
@@ -14,7 +15,8 @@ from sottovoce.common.privacy.of_study import distributed_events
 from sottovoce.common.privacy.plan import events
 from sottovoce.common.privacy.planning_distributed import colluders_withstood, quorum
 from sottovoce.common.privacy_specs import DistributedPrivacy, LocalPrivacy
-from sottovoce.common.study import NamedFolds, SpeakerFolds, loads
+from sottovoce.common.study import Enrolment, NamedFolds, SpeakerFolds, loads
+from sottovoce.simulations import public_figures
 from sottovoce.simulations.study_new import (
     EMBEDDED,
     Privacy,
@@ -58,6 +60,29 @@ def test_sites_and_folds_fit_the_number_of_speakers(n_speakers: int, n_sites: in
     assert study.federation.n_sites == n_sites
     assert isinstance(study.evaluation.folds, SpeakerFolds)
     assert study.evaluation.folds.k == k
+
+
+def test_speakers_are_enrolled_where_most_have_calm_recordings_and_never_by_all_of_their_own() -> None:
+    calm = loads(study_text("small", shape_of(corpus(4)))).normalisation
+    assert (calm.scheme, calm.enrols) == ("enrolment", Enrolment(emotions=("calm", "neutral"), clips=4))
+    without = replace(
+        corpus(4),
+        utterances=tuple(
+            replace(item, label="sad" if item.label == "neutral" else item.label)
+            for item in corpus(4).utterances
+        ),
+    )
+    assert loads(study_text("small", shape_of(without))).normalisation.scheme == "constants"
+
+
+def test_public_figures_are_those_of_todays_embedded_corpus_and_extractor() -> None:
+    assert public_figures.stated() == public_figures.made_with(), "run the command in the file's head"
+    study = loads(study_text("small", EMBEDDED))
+    for stream in study.streams:
+        columns = width(stream, study.frames, study.audio.sample_rate_hz)
+        for figures in (study.normalisation.mean, study.normalisation.deviation):
+            assert len(figures[stream.name]) == columns
+    assert all(value > 0 for values in study.normalisation.deviation.values() for value in values)
 
 
 def test_classes_are_those_that_the_corpus_can_teach() -> None:
