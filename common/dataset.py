@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sottovoce.common.encoders import n_rows
 from sottovoce.common.errors import RunError
 from sottovoce.common.feature_specs import FeatureStream, Frames
 from sottovoce.common.files import write_whole
@@ -33,6 +34,7 @@ DEVIATION_FLOOR = 1e-5  # relative to a column's mean: below it a column is cons
 
 Array = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
+Columns = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,15 +118,21 @@ def clip_frames(audio: Audio, frames: Frames) -> int:
 
 
 def stream_shapes(
-    streams: Sequence[FeatureStream], widths: Mapping[str, int], n_frames: int
+    streams: Sequence[FeatureStream], widths: Mapping[str, int], audio: Audio, frames: Frames
 ) -> dict[str, StreamShape]:
     """Returns how each stream is stored; `widths` are columns per frame, or of the pooled row."""
     return {
-        stream.name: StreamShape(
-            width=widths[stream.name], n_frames=n_frames if stream.pooling == "none" else None
-        )
+        stream.name: StreamShape(width=widths[stream.name], n_frames=_clip_rows(stream, audio, frames))
         for stream in streams
     }
+
+
+def _clip_rows(stream: FeatureStream, audio: Audio, frames: Frames) -> int | None:
+    if stream.pooling != "none":
+        return None
+    if stream.encoders:  # it stands alone in a sequence, and has frames of its own
+        return n_rows(stream.encoders[0], round(audio.clip_seconds * audio.sample_rate_hz))
+    return clip_frames(audio, frames)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,8 +316,12 @@ def pool(folder: Path, *, site: str, parts: Sequence[SiteData]) -> SiteData:
     return SiteData.write(folder, site=site, shapes=parts[0].shapes, examples=examples)
 
 
-def normalise(data: SiteData, spec: Normalisation, folder: Path) -> SiteData:
+def normalise(
+    data: SiteData, spec: Normalisation, folder: Path, *, maps: Mapping[str, Columns] | None = None
+) -> SiteData:
     """Writes `data` standardised by the study's scheme to a new folder, and opens it.
+
+    `maps` are public: a matrix (D, k) for each stream that is reduced.
 
     Guarantees:
       - `constants`: by the study's public figures; a stream without figures is left as it is.
@@ -320,6 +332,7 @@ def normalise(data: SiteData, spec: Normalisation, folder: Path) -> SiteData:
       - `enrolment`: a speaker by the recordings that enrol this speaker and no others, shrunk in the same way; a
         speaker without any, by the public figures. What enrols is not in the result: nobody trains on it or scores it.
       - Every result is finite and zero in the padding; a column that is constant becomes zero, not infinite.
+      - A stream with a map is multiplied by it last, each recording alone: the same bits at every site.
 
     | speaker has                    | result                                             |
     |--------------------------------|----------------------------------------------------|
@@ -329,12 +342,24 @@ def normalise(data: SiteData, spec: Normalisation, folder: Path) -> SiteData:
     | n clips, pooled, no constants  | no value beyond sqrt(n - 1)                        |
     | few clips, constants stated    | mostly standardised by the constants               |
     """
+    maps = maps or {}
     examples = (
-        replace(example, features=features)
+        replace(example, features={name: _times(row, maps.get(name)) for name, row in features.items()})
         for example, features in zip(_examples(data), _standardised(data, spec), strict=True)
         if not example.enrols
     )
-    return SiteData.write(folder, site=data.site, shapes=data.shapes, examples=examples)
+    shapes = {
+        name: replace(shape, width=maps[name].shape[1]) if name in maps else shape
+        for name, shape in data.shapes.items()
+    }
+    return SiteData.write(folder, site=data.site, shapes=shapes, examples=examples)
+
+
+def _times(values: Array, public_map: Columns | None) -> Array:
+    """Returns rows times a public map. einsum's own loops: a BLAS rounds by its threads and the matrix's size."""
+    if public_map is None:
+        return values
+    return np.asarray(np.einsum("...i,ij->...j", values.astype(np.float64), public_map), np.float32)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@
 
 Guarantees:
   - What comes from the cache is bit for bit what extraction gave.
-  - An entry is found by the recording's bytes, its segment, the audio stages, the frames, the stream and the
-    extractor's version: when one of these changes, it is not found.
+  - An entry is found by the recording's bytes, its segment, the audio stages, the frames, the stream (with the SHA-256
+    of an encoder's weights and its layers) and the versions of the code: when one of these changes, it is not found.
   - A damaged entry is computed again and a warning says so; it is never returned.
   - Results come in the order of the utterances and do not depend on `workers` or on what was cached.
   - A bad recording is an AudioError in its place; the others are not affected.
@@ -38,6 +38,7 @@ import torch
 from sottovoce.common.audio import Decoder, Waveform, digest
 from sottovoce.common.augment import augment
 from sottovoce.common.config import canonical
+from sottovoce.common.encoders.encode import ENCODERS_VERSION
 from sottovoce.common.errors import AudioError, SottovoceError
 from sottovoce.common.feature_specs import FeatureStream, Frames
 from sottovoce.common.features import EXTRACTOR_VERSION, extract
@@ -152,8 +153,9 @@ class _Task:
 
     def recipe(self, stream: FeatureStream) -> str:
         """Returns the name of the folder where this stream's entries are."""
-        alone = replace(self, streams=(replace(stream, name="-"),))
-        text = f"sottovoce/features/{EXTRACTOR_VERSION}\n{canonical(alone)}"
+        alone = replace(self, streams=(replace(stream, name="-", reduction=None),))
+        versions = f"{EXTRACTOR_VERSION}.{ENCODERS_VERSION}" if stream.encoders else f"{EXTRACTOR_VERSION}"
+        text = f"sottovoce/features/{versions}\n{canonical(alone)}"
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

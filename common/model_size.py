@@ -15,7 +15,12 @@ def widths_of(study: Study) -> dict[str, int]:
     """Returns how many columns each stream of a study has."""
     from sottovoce.common.features import width
 
-    return {stream.name: width(stream, study.frames, study.audio.sample_rate_hz) for stream in study.streams}
+    return {
+        stream.name: stream.reduction.columns
+        if stream.reduction
+        else width(stream, study.frames, study.audio.sample_rate_hz)
+        for stream in study.streams
+    }
 
 
 def shapes_of(study: Study) -> dict[str, tuple[int, ...]]:

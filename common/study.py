@@ -123,7 +123,7 @@ class Normalisation:
     `enrolment`: by a few recordings of each speaker in a declared emotion, see `Enrolment`; what a clinic can ask for.
 
     Where public figures are stated, n recordings of a speaker count n / (n + `shrinkage`) against them. `from_initial`
-    names the signed file that has them (`sottovoce server pretrain`), by its SHA-256, instead of `mean` and `deviation`.
+    names, by its SHA-256, the signed file that has them (`sottovoce server pretrain`) instead of the study.
     """
 
     scheme: Literal["constants", "utterance", "speaker", "enrolment"]

@@ -1,0 +1,187 @@
+"""What a study takes from its initial file, applied: figures and reductions at the site, weights to start from.
+
+    figures, maps = public_figures(study)                # in a hospital, in a simulation: the same
+    begun = start(study, widths, seed=0)                 # begun.weights, begun.taken, begun.fresh
+
+The file is found by its SHA-256 (`common/pretrained.py`) and must bear the signature of `initial_signed_by`.
+
+Guarantees:
+  - A study that names no initial file is none the wiser: the same figures, the same weights, to the bit.
+  - A file of another SHA-256, key, or of features computed in another way is refused, never used in part.
+  - Each tensor of the start is the file's, to the bit, or the seed's, to the bit; which one is recorded.
+  - A head that was trained to tell other classes is never taken, whatever its shape.
+"""
+
+import hashlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sottovoce.common import pretrained
+from sottovoce.common.config import canonical
+from sottovoce.common.errors import WeightsError
+from sottovoce.common.initial import Initial, load, verify
+from sottovoce.common.study import Normalisation, Study
+from sottovoce.common.transfer_specs import FeatureTransfer, initials_of
+from sottovoce.common.weights import Array, from_state_dict
+
+HEAD = "head."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """The weights that a federation starts from; names of the tensors that came from the file, and of the others."""
+
+    weights: Mapping[str, Array]
+    taken: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
+
+
+def initial_of(study: Study) -> Initial | None:
+    """Returns the initial file that a study names; None where it names none.
+
+    Raises:
+        WeightsError: it is not on this machine, damaged, signed by another key, or does not fit the study.
+    """
+    named = initials_of(study)
+    if not named:
+        return None
+    found = _found(named[0][1])
+    verify(found, study.initial_signed_by or "")
+    if problems := misfits(study, found):
+        raise WeightsError(
+            "\n  ".join([f"The initial file {found.sha256[:16]}… does not fit the study:", *problems])
+        )
+    return found
+
+
+def public_figures(study: Study) -> tuple[Normalisation, dict[str, npt.NDArray[np.float64]]]:
+    """Returns how features are standardised, with all figures, and the public map of each stream that has one.
+
+    Raises:
+        WeightsError: see `initial_of`.
+    """
+    initial = initial_of(study)
+    if initial is None:
+        return study.normalisation, {}
+    maps = {
+        stream.name: initial.reduction[stream.name][:, : stream.reduction.columns]
+        for stream in study.streams
+        if stream.reduction is not None
+    }
+    if study.normalisation.from_initial is None:
+        return study.normalisation, maps
+    names = [stream.name for stream in study.streams]
+    figures = replace(
+        study.normalisation,
+        from_initial=None,
+        mean={name: tuple(initial.mean[name].tolist()) for name in names},
+        deviation={name: tuple(initial.deviation[name].tolist()) for name in names},
+    )
+    return figures, maps
+
+
+def start(study: Study, widths: Mapping[str, int], *, seed: int) -> Start:
+    """Returns the weights that a federation of the study starts from, under this seed.
+
+    Raises:
+        WeightsError: see `initial_of`; or nothing of the file fits the study's model.
+    """
+    from sottovoce.common.models import build  # torch takes a second, and figures need none
+
+    weights = from_state_dict(build(study.model, widths, len(study.labels.classes), seed).state_dict())
+    initial = initial_of(study)
+    if initial is None or study.transfer is None:
+        return Start(weights=weights)
+    taken = [name for name in weights if _fits(study, initial, name, weights[name])]
+    has_body = not all(map(is_head, weights))
+    if not [name for name in taken if not (has_body and is_head(name))]:
+        raise WeightsError(
+            f"transfer: expected an initial file with weights of this model; none of the {len(initial.weights)} tensors "
+            f"of {initial.sha256[:16]}… fits in name and shape. Pretrain with this study's [model] and [[streams]]."
+        )
+    return Start(
+        weights={
+            name: np.array(initial.weights[name] if name in taken else weights[name]) for name in weights
+        },
+        taken=tuple(taken),
+        fresh=tuple(name for name in weights if name not in taken),
+    )
+
+
+def misfits(study: Study, initial: Initial) -> list[str]:
+    """Returns what a study asks for that the file does not have, or has of other features."""
+    problems = []
+    ours = feature_digests(study)
+    for name in _needed(study):
+        if initial.statement.features.get(name) != ours[name]:
+            problems.append(
+                f"streams.{name}: expected figures of the same parts, frames and audio; the file has "
+                f"{'those of others' if name in initial.statement.features else 'none'}."
+            )
+    for stream in study.streams:
+        if stream.reduction is not None:
+            public_map = initial.reduction.get(stream.name)
+            n_columns = 0 if public_map is None else public_map.shape[1]
+            if n_columns < stream.reduction.columns:
+                problems.append(
+                    f"streams.{stream.name}.reduction.columns: expected at most {n_columns}; "
+                    f"came {stream.reduction.columns}."
+                )
+    return problems
+
+
+def feature_digests(study: Study) -> dict[str, str]:
+    """Returns a digest for each stream of what its numbers are computed by, before normalisation."""
+    audio: dict[str, Any] = {
+        name: getattr(study.audio, name)
+        for name in ("sample_rate_hz", "trim_silence_db", "pre_emphasis", "denoise")
+    }
+    return {
+        stream.name: hashlib.sha256(
+            b"sottovoce/stream/1\n"
+            + canonical([audio, study.frames, replace(stream, name="-", reduction=None)]).encode()
+        ).hexdigest()
+        for stream in study.streams
+    }
+
+
+def is_head(name: str) -> bool:
+    """Says whether a tensor is a classifier's, by its name."""
+    return f".{HEAD}" in f".{name}"
+
+
+def _needed(study: Study) -> Collection[str]:
+    """The streams of which the file must have figures: all, or those that are reduced or that the model reads."""
+    if study.normalisation.from_initial is not None:
+        return [stream.name for stream in study.streams]
+    branches = study.model.branches if study.model.kind == "fusion" else (study.model,)
+    read = {branch.stream for branch in branches} if study.transfer else set()
+    return [stream.name for stream in study.streams if stream.reduction or stream.name in read]
+
+
+def _fits(study: Study, initial: Initial, name: str, weights: Array) -> bool:
+    if is_head(name):
+        fresh = isinstance(study.transfer, FeatureTransfer) and study.transfer.head == "fresh"
+        if fresh or initial.statement.classes != study.labels.classes:
+            return False
+    return name in initial.weights and initial.weights[name].shape == weights.shape
+
+
+def _found(sha256: str) -> Initial:
+    path = pretrained.find(sha256, what="initial")
+    about = path.stat()
+    found = _loaded(path, about.st_mtime_ns, about.st_size)
+    if found.sha256 != sha256:  # it was changed between the search and the reading
+        raise WeightsError(f"{path}: expected the SHA-256 {sha256[:16]}…; came {found.sha256[:16]}….")
+    return found
+
+
+@lru_cache(maxsize=4)
+def _loaded(path: Path, _mtime_ns: int, _size: int) -> Initial:
+    return load(path)
