@@ -3,7 +3,8 @@
 A node finds its data and study in its own configuration, `site-folder` and `study-file`; or, where nodes have
 none (Flower's simulation), in the run's: `sites-folder`, of whose subfolders, in order of name, it takes the
 one that `partition-id` counts to from 0. In a private mode it works through its ledger, `ledger-folder` (or the
-folder of the site's name in the run's `ledgers-folder`), and refuses where there is none.
+folder of the site's name in the run's `ledgers-folder`), and refuses where there is none. What it keeps of its own from
+round to round, where a study asks for that, lies in `state-folder` (or by the site's name in `state-folders`).
 
 Guarantees:
   - Equal messages to equal sites give equal replies, to the bit, in whatever process and in whatever order.
@@ -23,7 +24,7 @@ import json
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -33,8 +34,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from torch import nn
 
+from sottovoce.client import scaffold
 from sottovoce.client.evaluate import confusion
 from sottovoce.client.instruction import NOT_OF_THE_STUDY, is_of_study
+from sottovoce.client.personal import PersonalState
 from sottovoce.client.releases import (
     NOTHING_RELEASED,
     UNDER_MASKS_ONLY,
@@ -55,15 +58,16 @@ from sottovoce.common import models
 from sottovoce.common import study as studies
 from sottovoce.common.dataset import SiteData
 from sottovoce.common.errors import RunError, SecureSumError, SottovoceError
-from sottovoce.common.flower import array_record, read_weights
+from sottovoce.common.flower import CONTROL, COUNTED, array_record, read_weights
 from sottovoce.common.folds import fold_of, leaking_random_fold, n_folds
 from sottovoce.common.privacy_specs import DistributedPrivacy, LocalPrivacy, NoPrivacy
+from sottovoce.common.schedule import learning_rate_at
 from sottovoce.common.secagg.complaint import Phase
 from sottovoce.common.secagg.journal import PHASES
 from sottovoce.common.secagg.session import Agreement, Session
-from sottovoce.common.study import HashFolds, Study
+from sottovoce.common.study import HashFolds, Scaffold, Study
 from sottovoce.common.sums import COUNTS, UPDATE, What, codec_of, public_weights, run_name, terms_of
-from sottovoce.common.weights import Array, Layout, ModelWeights, digest
+from sottovoce.common.weights import Array, Layout, ModelWeights, digest_beside
 
 CACHE_SITES = 128  # each holds a file descriptor, of which a process has about a thousand
 
@@ -109,7 +113,7 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate()
 @_guarded
 def evaluate(message: Message, context: Context) -> Message:
-    """Counts (truth, predicted) over the speakers who are withheld, as one flat list; noised in a private mode."""
+    """Counts (table, truth, predicted) over the speakers who are withheld, flat; noised in a private mode."""
     visit = _plain(_visit(message, context))
     called = _called(visit, _sent(message, visit))
     counts, checkpoint = _counted(context, visit, visit.scored, called)
@@ -240,6 +244,42 @@ def _vector(
 def _updated(
     context: Context, visit: "_Visit", data: SiteData, called: Called, sent: Mapping[str, Array]
 ) -> tuple[Metrics, Mapping[str, Array], str]:
+    """Trains; returns metrics, weights and a checkpoint, if any. What the site keeps of the round is then on its disk."""
+    shared = visit.control
+    if shared is None:
+        return _plainly_updated(context, visit, data, called, sent)
+    steps = _steps(visit)
+    state = _state(context, visit)
+    own = state.read(visit.counted) if visit.counted else {n: np.zeros_like(a) for n, a in sent.items()}
+    corrected = replace(visit, correction=scaffold.correction(own, shared))
+    said = _plainly_updated(context, corrected, data, called, sent)
+    descent = steps * learning_rate_at(visit.study.training, visit.round, visit.rounds)
+    after = scaffold.control_after(own, shared, sent=sent, trained=said[1], descent=descent)
+    state.write(visit.round, after, oldest=visit.counted)
+    return said
+
+
+def _steps(visit: "_Visit") -> int:
+    """Returns how many steps every site takes in a round."""
+    study = visit.study
+    steps = study.steps_per_round if visit.private else study.training.steps_per_round
+    if steps is None:
+        raise RunError("Expected training.steps_per_round in a study with SCAFFOLD; it has none.")
+    return steps
+
+
+def _state(context: Context, visit: "_Visit") -> PersonalState:
+    return PersonalState(
+        _state_folder(context, visit.data.site),
+        study_digest=visit.study.digest(),
+        seed=visit.seed,
+        fold=visit.fold,
+    )
+
+
+def _plainly_updated(
+    context: Context, visit: "_Visit", data: SiteData, called: Called, sent: Mapping[str, Array]
+) -> tuple[Metrics, Mapping[str, Array], str]:
     """Trains, in mode `local` or none, with or without a ledger; returns metrics, weights and a checkpoint, if any."""
     if visit.private:
         folder = _ledger_folder(context, data.site)
@@ -251,6 +291,7 @@ def _updated(
             data,
             called,
             proximal_mu=visit.proximal_mu,
+            correction=visit.correction,
             device=visit.device,
         )
         flat = np.frombuffer(released.data, "<f4").astype(np.float32)
@@ -273,22 +314,22 @@ def _updated(
 def _counted(
     context: Context, visit: "_Visit", data: SiteData, called: Called
 ) -> tuple[npt.NDArray[np.int64], str]:
-    """Counts (truth, predicted) over the withheld speakers; noised in a private mode, with a checkpoint then."""
-    n_classes = len(visit.study.labels.classes)
+    """Counts (table, truth, predicted) of who is withheld; noised in a private mode, with a checkpoint then."""
+    tables = visit.study.tables
     if visit.private:
         check_units(visit.data, visit.study)
         folder = _ledger_folder(context, data.site)
         released = release_confusion(folder, visit.study, visit.model, data, called, device=visit.device)
         return np.frombuffer(released.data, "<i8").astype(np.int64), released.checkpoint
     if not _keeps_ledger(context):
-        return confusion(visit.model, data, n_classes, visit.device), ""
+        return confusion(visit.model, data, tables, visit.device), ""
     opened = release_openly(
         _ledger_folder(context, data.site),
         visit.study,
         data,
         called,
         COUNTS,
-        lambda kept: confusion(visit.model, kept, n_classes, visit.device).astype("<i8").tobytes(),
+        lambda kept: confusion(visit.model, kept, tables, visit.device).astype("<i8").tobytes(),
     )
     return np.frombuffer(opened.data, "<i8").astype(np.int64), ""
 
@@ -311,19 +352,38 @@ def _unpacked(payload: bytes, sent: Mapping[str, Array]) -> tuple[Metrics, dict[
 
 def _sent(message: Message, visit: "_Visit") -> dict[str, Array]:
     """Writes the weights of a message into the model; returns them in the model's own order."""
-    came = read_weights(_arrays(message))
-    names = visit.weights.names
-    if came.keys() != set(names):
-        raise RunError(f"Expected the model's {len(names)} tensors; the message has others.")
-    sent = {name: came[name] for name in names}
+    sent = _in_order(_arrays(message), visit.weights)
     visit.weights.write(sent)
     return sent
 
 
+def _in_order(record: ArrayRecord, weights: ModelWeights) -> dict[str, Array]:
+    """Returns a record's arrays in the model's own order, if they have its names."""
+    came, names = read_weights(record), weights.names
+    if came.keys() != set(names):
+        raise RunError(f"Expected the model's {len(names)} tensors; the message has others.")
+    return {name: came[name] for name in names}
+
+
+def _control(message: Message, study: Study, weights: ModelWeights) -> dict[str, Array] | None:
+    """Returns the control that came beside the weights, if one did: twins of a study with SCAFFOLD are sent none."""
+    record = message.content.get(CONTROL)
+    if record is None:
+        return None
+    if not isinstance(study.federation.strategy, Scaffold) or not isinstance(record, ArrayRecord):
+        raise RunError("Expected weights alone; the message has a control beside them.")
+    control = _in_order(record, weights)
+    if any(control[name].shape != shape for name, shape in weights.layout.entries):
+        raise RunError("Expected a control of the model's shapes; came others.")
+    return control
+
+
 def _called(visit: "_Visit", sent: Mapping[str, Array]) -> Called:
     rest = f"{visit.rounds} {visit.proximal_mu!r} {visit.leaks}"
+    rest += "" if visit.control is None else f" {visit.counted}"
     how = f"-{hashlib.sha256(rest.encode()).hexdigest()[:8]}"
-    return Called(seed=visit.seed, fold=visit.fold, round=visit.round, model=digest(sent), how=how)
+    model = digest_beside(sent, visit.control)
+    return Called(seed=visit.seed, fold=visit.fold, round=visit.round, model=model, how=how)
 
 
 def _check_instruction(visit: "_Visit") -> None:
@@ -339,6 +399,7 @@ def _check_instruction(visit: "_Visit") -> None:
         rounds=visit.rounds,
         proximal_mu=visit.proximal_mu,
         leaks=visit.leaks,
+        counted=None if visit.control is None else visit.counted,
     ):
         raise Refusal(NOT_OF_THE_STUDY)
 
@@ -361,6 +422,9 @@ class _Visit:
     rounds: int
     proximal_mu: float
     device: str
+    control: Mapping[str, Array] | None = None
+    counted: int = 0
+    correction: Mapping[str, Array] | None = None
 
     @property
     def trainable(self) -> SiteData:
@@ -400,6 +464,8 @@ def _visit(message: Message, context: Context) -> _Visit:
         rounds=int(config["rounds"]),  # type: ignore[arg-type]
         proximal_mu=float(config["proximal-mu"]),  # type: ignore[arg-type]
         device=device,
+        control=_control(message, study, weights),
+        counted=int(config.get(COUNTED, 0)),  # type: ignore[arg-type]
     )
 
 
@@ -430,6 +496,10 @@ def withheld(
 
 def _train(visit: _Visit, data: SiteData) -> TrainResult:
     if len(data) == 0:  # all of the site's speakers are withheld: the weights go back as they came
+        if visit.correction is not None:
+            descent = _steps(visit) * learning_rate_at(visit.study.training, visit.round, visit.rounds)
+            sent = visit.weights.copy()
+            visit.weights.write(scaffold.without_examples(visit.correction, sent=sent, descent=descent))
         return TrainResult(loss=0.0, n_examples=0, n_steps=0)
     return train_locally(
         visit.model,
@@ -440,6 +510,7 @@ def _train(visit: _Visit, data: SiteData) -> TrainResult:
         round=visit.round,
         rounds=visit.rounds,
         proximal_mu=visit.proximal_mu,
+        correction=visit.correction,
         device=visit.device,
         frames=visit.study.frames,
     )
@@ -502,6 +573,12 @@ def _secure_folder(context: Context, site: str) -> Path:
     if not _is_a_hospitals(context) and "secure-folders" in context.run_config:
         return Path(_setting(context, "secure-folders")) / site
     return Path(_setting(context, "secure-folder"))
+
+
+def _state_folder(context: Context, site: str) -> Path:
+    if not _is_a_hospitals(context) and "state-folders" in context.run_config:
+        return Path(_setting(context, "state-folders")) / site
+    return Path(_setting(context, "state-folder"))
 
 
 @lru_cache(maxsize=4)

@@ -1,4 +1,4 @@
-"""How a model does on a site's examples: confusion counts, and log probabilities for simulations.
+"""How a model does on a site's examples: confusion counts of all and of groups, and log probabilities for simulations.
 
 Guarantees:
   - An augmented copy is never scored.
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from sottovoce.common.dataset import SiteData
+from sottovoce.common.groups import Tables
 from sottovoce.common.models import streams_of
 
 BATCH = 128
@@ -48,11 +49,12 @@ def log_probabilities(
 
 
 def confusion(
-    model: nn.Module, data: SiteData, n_classes: int, device: str | torch.device = "cpu"
+    model: nn.Module, data: SiteData, tables: Tables, device: str | torch.device = "cpu"
 ) -> npt.NDArray[np.int64]:
-    """Returns counts (truth, predicted) over the examples; zeros for none."""
-    counts = np.zeros((n_classes, n_classes), np.int64)
+    """Returns counts (table, truth, predicted) over the examples; zeros for none."""
+    counts = np.zeros(tables.shape, np.int64)
     if len(data):
         predicted = log_probabilities(model, data, device).argmax(axis=1)
-        np.add.at(counts, (data.labels, predicted), 1)
+        rows, within = tables.memberships(data.groups)
+        np.add.at(counts, (within, data.labels[rows], predicted[rows]), 1)
     return counts

@@ -5,7 +5,8 @@
 Guarantees:
   - Without an approval, or with too little left, nothing is trained; the refusal names public constants only.
   - Whatever goes wrong on private data, the coordinator is told that nothing was released, and not why.
-  - Counts are of at most `counts_utterances` recordings of each withheld patient, noised in one release.
+  - Counts are of at most `counts_utterances` recordings of each withheld patient; those of all and of every group
+    are noised in one release.
   - At a site that keeps a ledger mode `none` goes through it too.
   - With seeded noise equal messages give equal bytes; with secret noise only a committed release comes twice.
 """
@@ -26,6 +27,7 @@ from sottovoce.client.site_ledger import Ask, Released, SiteLedger
 from sottovoce.client.train_private import check_units, gradient_sum, train_private
 from sottovoce.common.dataset import SiteData
 from sottovoce.common.errors import PrivacyError, SecureSumError, SottovoceError
+from sottovoce.common.groups import Tables
 from sottovoce.common.privacy.distributed import masked, site_sum
 from sottovoce.common.privacy.plan import release_counts
 from sottovoce.common.privacy.sampling import first_recordings
@@ -35,6 +37,7 @@ from sottovoce.common.privacy_specs import DistributedPrivacy, LocalPrivacy, Pri
 from sottovoce.common.streams import derive
 from sottovoce.common.study import Study
 from sottovoce.common.sums import COUNTS, UPDATE, What, mechanism_of
+from sottovoce.common.weights import Weights
 
 _log = logging.getLogger(__name__)
 
@@ -78,6 +81,7 @@ def release_update(
     called: Called,
     *,
     proximal_mu: float = 0.0,
+    correction: Weights | None = None,
     device: str = "cpu",
 ) -> Released:
     """Trains `model` privately on `data` and returns the new weights, flat, as little-endian float32.
@@ -97,6 +101,7 @@ def release_update(
             source=_source(spec, data.site, called, UPDATE),
             withdrawn=withdrawn,
             proximal_mu=proximal_mu,
+            correction=correction,
             device=device,
         )
         return update.values.astype("<f4").tobytes()
@@ -108,19 +113,20 @@ def release_update(
 def release_confusion(
     folder: Path, study: Study, model: nn.Module, data: SiteData, called: Called, *, device: str = "cpu"
 ) -> Released:
-    """Counts (truth, predicted) over the withheld patients in `data`, noised; flat little-endian int64.
+    """Counts (table, truth, predicted) over the withheld patients in `data`, noised; flat little-endian int64.
 
     Raises:
         Refusal: the study pays for no counts, the ledger says no, or nothing could be released.
     """
-    spec, n_classes = _local(study), len(study.labels.classes)
+    spec, tables = _local(study), study.tables
 
     def make(withdrawn: frozenset[str]) -> bytes:
         check_units(data, study)
         rows = contributions(
-            model, _without(data, withdrawn), n_classes, n_most=spec.counts_utterances, device=device
+            model, _without(data, withdrawn), tables, n_most=spec.counts_utterances, device=device
         )
-        counts = release_counts(PatientGradients(values=rows), spec, _source(spec, data.site, called, COUNTS))
+        source = _source(spec, data.site, called, COUNTS)
+        counts = release_counts(PatientGradients(values=rows), spec, source, n_tables=tables.per_recording)
         return counts.astype("<i8").tobytes()
 
     ask = called.ask(COUNTS)
@@ -148,7 +154,6 @@ def release_part(
         SecureSumError: the sum's messages were wrong; what was reserved is burned.
     """
     spec, mechanism = _distributed(study), mechanism_of(study, _distributed(study), what)
-    n_classes = len(study.labels.classes)
 
     def make(withdrawn: frozenset[str]) -> bytes:
         source = _source(spec, data.site, called, what)
@@ -158,7 +163,7 @@ def release_part(
             )
         else:
             kept = _without(data, withdrawn)
-            rows = contributions(model, kept, n_classes, n_most=spec.counts_utterances, device=device)
+            rows = contributions(model, kept, study.tables, n_most=spec.counts_utterances, device=device)
             total = site_sum(PatientGradients(values=rows), mechanism, source)
         return masked(total, mask).message
 
@@ -179,18 +184,22 @@ def release_openly(
 
 
 def contributions(
-    model: nn.Module, data: SiteData, n_classes: int, *, n_most: int, device: str = "cpu"
+    model: nn.Module, data: SiteData, tables: Tables, *, n_most: int, device: str = "cpu"
 ) -> npt.NDArray[np.float32]:
-    """Returns one row of (truth, predicted) counts, flat, for each patient, over the first `n_most` recordings."""
+    """Returns one row of (table, truth, predicted) counts, flat, for each patient, over the first `n_most` recordings.
+
+    A recording counts in the table of all, and in those of the groups that it belongs to.
+    """
     patients = sorted(set(data.patients))
-    rows = np.zeros((len(patients), n_classes**2), np.float32)
+    rows = np.zeros((len(patients), *tables.shape), np.float32)
     if patients:
         owners = np.searchsorted(patients, data.patients).astype(np.int64)
         counted = first_recordings(owners, n_most=n_most)
         chosen = data.select(counted)
         predicted = log_probabilities(model, chosen, device).argmax(axis=1)
-        np.add.at(rows, (owners[counted], chosen.labels * n_classes + predicted), 1.0)
-    return rows
+        each, within = tables.memberships(chosen.groups)
+        np.add.at(rows, (owners[counted][each], within, chosen.labels[each], predicted[each]), 1.0)
+    return rows.reshape(len(patients), tables.n_cells)
 
 
 def _without(data: SiteData, withdrawn: frozenset[str]) -> SiteData:

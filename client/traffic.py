@@ -31,7 +31,7 @@ from sottovoce.common.secagg.complaint import Phase
 from sottovoce.common.secagg.journal import PHASES
 from sottovoce.common.secagg.session import MAX_SESSION_BYTES, Roster, Session, session_for
 from sottovoce.common.secagg.sizes import sizes_of
-from sottovoce.common.study import Study
+from sottovoce.common.study import Scaffold, Study
 from sottovoce.common.sums import ATTEMPTS, COUNTS, EVALUATION_ATTEMPTS, UPDATE, What, run_name, terms_of
 
 Direction = Literal["to the site", "from the site"]
@@ -108,7 +108,7 @@ def _plain(
     study: Study, what: What, shapes: Mapping[str, tuple[int, ...]], roster: Roster | None
 ) -> Iterator[MessageKind]:
     n, most = _times(study, what)
-    asked = (*_weights(shapes), *_instruction())
+    asked = (*_weights(shapes), *_instruction(), *_beside(study, what, shapes))
     reply = (*_weights(shapes), *_metrics(study)) if what == UPDATE else (_confusion(study),)
     private = not isinstance(study.privacy, NoPrivacy)
     answers = (*reply, _checkpoint()) if private else reply
@@ -129,7 +129,10 @@ def _secure(
     )
     private = not isinstance(study.privacy, NoPrivacy)
     for phase in PHASES:
-        asked = (*_instruction(), *_body(phase, sizes[phase].down), _model())
+        beside = _beside(study, what, shapes)
+        if phase != "mask":
+            beside = tuple(field for field in beside if field.record == "config")
+        asked = (*_instruction(), *beside, *_body(phase, sizes[phase].down), _model())
         if phase == "mask":
             asked = (*asked, *_weights(shapes))
         answer = _body(phase, sizes[phase].up, exact=True)
@@ -147,9 +150,17 @@ def _times(study: Study, what: What) -> tuple[int, int]:
     return n, n * (EVALUATION_ATTEMPTS if study.sums_are_secure else 1)
 
 
-def _weights(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Field, ...]:
+def _beside(study: Study, what: What, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Field, ...]:
+    """What SCAFFOLD sends beside the weights: the shared control, and the last round whose update was used."""
+    if what != UPDATE or not isinstance(study.federation.strategy, Scaffold):
+        return ()
+    counted = Field(record="config", name="counted", dtype="int64", n_bytes=NUMBER_BYTES)
+    return (counted, *_weights(shapes, record="control"))
+
+
+def _weights(shapes: Mapping[str, tuple[int, ...]], record: str = "arrays") -> tuple[Field, ...]:
     return tuple(
-        Field(record="arrays", name=name, dtype="float32", shape=shape, n_bytes=4 * math.prod(shape))
+        Field(record=record, name=name, dtype="float32", shape=shape, n_bytes=4 * math.prod(shape))
         for name, shape in shapes.items()
     )
 
@@ -177,7 +188,7 @@ def _metrics(study: Study) -> tuple[Field, ...]:
 
 
 def _confusion(study: Study) -> Field:
-    n_cells = len(study.labels.classes) ** 2
+    n_cells = study.tables.n_cells
     return Field(
         record="metrics", name="confusion", dtype="int64", shape=(n_cells,), n_bytes=NUMBER_BYTES * n_cells
     )

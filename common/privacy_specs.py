@@ -20,6 +20,7 @@ USUAL_DELTA = 1e-5
 FEW_PATIENTS = 1000  # below, the word "strong" is never earned
 GRID_CELLS = 2**20  # a clipping norm in grid steps, by default
 FEWEST_CELLS, MOST_CELLS = 2**8, 2**26  # at most 2^26: a patient's squared norm stays an exact float64
+COUNT_CELLS = 2**10  # a counted recording, in grid steps: noise on counts is finer than the counts are
 MAX_STEPS = 10_000_000
 MOST_SITES = 50  # of a secure sum: everybody deals shares to everybody
 CAP_LOG_PROB = -math.log(1e-15)  # a draw beyond the default cap has at most this probability, 1e-15
@@ -52,7 +53,7 @@ class LocalPrivacy:
 
     A site that crashes in mid-round burns what it had reserved; `spare_rounds` more are reserved and priced, so that
     it can go on. Evaluation counts leave a site only with `counts_noise_multiplier`: of each withheld patient at most
-    `counts_utterances` recordings are counted, in one release.
+    `counts_utterances` recordings are counted, in one release of all tables (`counts_norm`).
 
     Noise goes to every trained parameter. `head` trains the last layers alone; `low_rank` trains them and adapters of
     rank `rank` (Hu et al. 2021). Dropout is off in private steps: its coins would be public.
@@ -165,6 +166,20 @@ def default_cap(n_units: int, sampling_prob: float) -> int:
     mean, third = n_units * sampling_prob, CAP_LOG_PROB / 3
     beyond = third + math.sqrt(third**2 + 2 * CAP_LOG_PROB * mean * (1 - sampling_prob))
     return min(n_units, math.ceil(mean + beyond))
+
+
+def counts_norm(n_recordings: int, n_tables: int) -> float:
+    """Returns how far one patient moves a release of counts, at most, in the L2 norm: the sensitivity.
+
+    A recording adds 1 to one cell of each of the `n_tables` tables that it is in, a vector of norm sqrt(n_tables); of
+    a patient at most `n_recordings` count, and where they agree in truth, answer and groups their vectors point the
+    same way. So it is n_recordings * sqrt(n_tables), and no less. Rounded up to a whole part of 1/1024, exactly.
+
+    >>> counts_norm(8, 1), counts_norm(8, 4), counts_norm(8, 2)
+    (8.0, 16.0, 11.314453125)
+    """
+    squared = (n_recordings * COUNT_CELLS) ** 2 * n_tables
+    return (math.isqrt(squared - 1) + 1) / COUNT_CELLS
 
 
 def largest_delta(n_patients: int) -> float:

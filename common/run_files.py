@@ -115,10 +115,28 @@ class Refused:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Counted:
+    """Evaluation counts as they were released: (table, truth, answer), in the order of the study's tables.
+
+    With noise they may be below zero; `deviation` is that of the noise on each of them, in recordings.
+    """
+
+    deviation: _Seconds
+    tables: tuple[tuple[tuple[int, ...], ...], ...]
+
+    @staticmethod
+    def of_table(table: Mapping[str, Any]) -> "Counted":
+        """Returns what `asdict` was made from, after JSON."""
+        tables = tuple(tuple(map(tuple, one)) for one in table["tables"])
+        return Counted(deviation=table["deviation"], tables=tables)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoundFacts:
     """One line of rounds.jsonl. `loss` is the mean training loss that the sites state, before aggregation.
 
-    `confusion` (truth in rows) is of the withheld speakers after the round; used for curves, for no choice.
+    `confusion` (truth in rows) is of the withheld speakers after the round; used for curves, for no choice. `counted`
+    holds it and the tables of all groups, where the study names some.
     """
 
     seed: int
@@ -132,6 +150,7 @@ class RoundFacts:
     bytes_up: _Natural | None = None
     seconds: _Seconds | None = None
     confusion: tuple[tuple[_Natural, ...], ...] | None = None
+    counted: Counted | None = None
 
 
 def write_run(path: Path, facts: RunFacts) -> None:

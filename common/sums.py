@@ -16,6 +16,7 @@ Guarantees:
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,7 +24,7 @@ from sottovoce.common.compression import Codec, FixedPoint
 from sottovoce.common.errors import RunError
 from sottovoce.common.privacy import distributed_plan
 from sottovoce.common.privacy.distributed import DistributedMechanism
-from sottovoce.common.privacy_specs import DistributedPrivacy
+from sottovoce.common.privacy_specs import DistributedPrivacy, NoPrivacy, counts_norm
 from sottovoce.common.secagg.session import MAX_SUM, MIN_SITES, RING_BITS, Agreement, Roster
 from sottovoce.common.study import Study
 
@@ -73,7 +74,7 @@ def terms_of(study: Study, what: What, *, n_parameters: int) -> Terms:
         return _terms(study, mechanism.n_parameters, mechanism.largest_entry, RING_BITS)
     if what == COUNTS:  # of all sites, whoever trained in the round
         n_sites = study.federation.n_sites
-        length, bound = len(study.labels.classes) ** 2, MAX_SUM // n_sites
+        length, bound = study.tables.n_cells, MAX_SUM // n_sites
         return Terms(length=length, value_bound=bound, ring_bits=RING_BITS, n_min=least_of(study, n_sites))
     codec = codec_of(study, n_parameters, seed=0, round=0)
     return _terms(study, codec.length, codec.value_bound, codec.ring_bits)
@@ -84,7 +85,19 @@ def mechanism_of(study: Study, spec: DistributedPrivacy, what: What) -> Distribu
     n_sites = study.federation.n_sites
     if what == UPDATE:
         return distributed_plan.update_mechanism(spec, n_sites=n_sites)
-    return distributed_plan.counts_mechanism(spec, n_sites=n_sites, n_classes=len(study.labels.classes))
+    return distributed_plan.counts_mechanism(spec, n_sites=n_sites, tables=study.tables)
+
+
+def counts_deviation(study: Study, n_summed: int) -> float:
+    """Returns the deviation, in recordings, of the noise on each count in a sum over so many sites: a public figure."""
+    spec = study.privacy
+    if isinstance(spec, NoPrivacy):
+        return 0.0
+    if isinstance(spec, DistributedPrivacy):
+        mechanism = mechanism_of(study, spec, COUNTS)
+        return math.sqrt(mechanism.share_variance * n_summed) * mechanism.grid_step
+    norm = counts_norm(spec.counts_utterances, study.tables.per_recording)
+    return (spec.counts_noise_multiplier or 0.0) * norm * math.sqrt(n_summed)
 
 
 def codec_of(study: Study, n_parameters: int, *, seed: int, round: int) -> Codec | FixedPoint:

@@ -27,6 +27,7 @@ from sottovoce.common.errors import RunError, SottovoceError
 from sottovoce.common.federation_ledger import FederationLedger
 from sottovoce.common.files import lock_file, write_whole
 from sottovoce.common.flower import Grid
+from sottovoce.common.groups import Tables
 from sottovoce.common.model_size import widths_of
 from sottovoce.common.privacy import of_study
 from sottovoce.common.privacy_specs import NoPrivacy
@@ -179,8 +180,8 @@ class _Patient:
         self._began = True
         return self._inner.train(call, cohort)
 
-    def evaluate(self, call: Call, sites: Sequence[str], n_classes: int) -> Evaluated:
-        return self._inner.evaluate(call, sites, n_classes)
+    def evaluate(self, call: Call, sites: Sequence[str], tables: Tables) -> Evaluated:
+        return self._inner.evaluate(call, sites, tables)
 
 
 def _begin(found: DeployedRun) -> RunFacts:
@@ -226,6 +227,7 @@ def _line(record: RoundRecord) -> str:
         bytes_up=record.bytes_up,
         seconds=record.seconds,
         confusion=record.confusion,
+        counted=record.counted,
     )
     return round_line(facts)
 

@@ -33,6 +33,7 @@ import numpy.typing as npt
 
 from sottovoce.common.errors import UpdateRefused
 from sottovoce.common.flower import Metric, Reply, decode
+from sottovoce.common.groups import Tables
 from sottovoce.common.weights import Layout
 from sottovoce.server.strategies import Vector
 
@@ -128,12 +129,13 @@ def check_records(reply: Reply, *, private: bool) -> None:
 
 
 def confusion_counts(
-    group: str, reply: Reply, n_classes: int, *, private: bool = False
-) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
-    """Returns the counts (truth, predicted) of an evaluation reply; noised ones may be below zero.
+    group: str, reply: Reply, tables: Tables, *, private: bool = False
+) -> npt.NDArray[np.int64]:
+    """Returns the counts (table, truth, predicted) of an evaluation reply; noised ones may be below zero.
 
     Raises:
-        UpdateRefused: the reply is anything but n_classes^2 counts.
+        UpdateRefused: the reply is anything but as many counts as the tables have, or (without noise) counts more
+            recordings in a group than in all.
     """
     answers(group, reply)
     counts = reply.metrics.get("confusion")
@@ -141,9 +143,12 @@ def confusion_counts(
     if set(reply.metrics) != {"confusion"} or reply.arrays:
         raise UpdateRefused("expected confusion counts and nothing else")
     is_count = _is_noised if private else _is_count
-    if not isinstance(counts, list) or len(counts) != n_classes**2 or not all(map(is_count, counts)):
-        raise UpdateRefused(f"expected {n_classes**2} confusion counts; came others")
-    return np.asarray(counts, np.int64).reshape(n_classes, n_classes)
+    if not isinstance(counts, list) or len(counts) != tables.n_cells or not all(map(is_count, counts)):
+        raise UpdateRefused(f"expected {tables.n_cells} confusion counts; came others")
+    found = np.asarray(counts, np.int64).reshape(tables.shape)
+    if not private and (found > found[0]).any():
+        raise UpdateRefused("expected no group with more recordings than all; came one")
+    return found
 
 
 def _training_metrics(metrics: Mapping[str, Metric]) -> tuple[float, int, int]:

@@ -18,6 +18,8 @@ import numpy.typing as npt
 
 from sottovoce.common.errors import QuorumError, RunError, UpdateRefused
 from sottovoce.common.flower import (
+    COUNTED,
+    ArrayRecord,
     Grid,
     Message,
     MessageType,
@@ -33,7 +35,8 @@ from sottovoce.common.flower import (
     sum_message,
     sum_reply_of,
 )
-from sottovoce.common.weights import Layout
+from sottovoce.common.groups import Tables
+from sottovoce.common.weights import Layout, digest_beside
 from sottovoce.server.contract import Contract, Update, confusion_counts
 from sottovoce.server.strategies import Vector
 
@@ -43,6 +46,17 @@ WINDOW = (
 )
 SHORTEST_TTL_SECONDS = 1e-3  # Flower takes 0 for its default of 12 hours
 ROSTER_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """What a strategy sends beside the weights: a vector of its state, and to each site the last round in which
+
+    its update was used (0: none yet), which the site itself cannot know.
+    """
+
+    vector: Vector
+    counted: Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +74,18 @@ class Call:
     max_update_norm: float
     private: bool = False
     config: Mapping[str, Scalar] = field(default_factory=dict)
+    beside: Beside | None = None
+
+    @property
+    def model(self) -> str:
+        """Returns the digest of all numbers that the sites begin from."""
+        beside = None if self.beside is None else self.layout.unflatten(self.beside.vector)
+        return digest_beside(self.layout.unflatten(self.weights), beside)
+
+    @property
+    def n_bytes(self) -> int:
+        """Returns the size of all numbers that one site is sent."""
+        return self.weights.nbytes + (0 if self.beside is None else self.beside.vector.nbytes)
 
     @property
     def group(self) -> str:
@@ -77,6 +103,22 @@ class Call:
             "proximal-mu": 0.0,
             **self.config,
         }
+
+    def config_for(self, site: str) -> dict[str, Scalar]:
+        """Returns the configuration of the message to one site."""
+        if self.beside is None:
+            return self.message_config
+        return {**self.message_config, COUNTED: self.beside.counted.get(site, 0)}
+
+    @property
+    def arrays(self) -> ArrayRecord:
+        """Returns the record of the weights."""
+        return array_record(self.layout.unflatten(self.weights))
+
+    @property
+    def control(self) -> ArrayRecord | None:
+        """Returns the record of what goes beside the weights, if anything does."""
+        return None if self.beside is None else array_record(self.layout.unflatten(self.beside.vector))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +158,10 @@ class Collected:
 
 @dataclass(kw_only=True)
 class Evaluated:
-    """Confusion counts (truth, predicted) summed over the sites that answered."""
+    """Confusion counts (table, truth, predicted) summed over the `n_sites` that answered; with noise below zero too."""
 
     counts: Counts | None
+    n_sites: int = 0
     refused: dict[str, str] = field(default_factory=dict)
     checkpoints: dict[str, str] = field(default_factory=dict)
     n_bytes_up: int = 0
@@ -135,7 +178,7 @@ class Exchange(Protocol):
     def train(self, call: Call, cohort: Sequence[Share]) -> Collected:
         """Returns the sum of the updates of a cohort."""
 
-    def evaluate(self, call: Call, sites: Sequence[str], n_classes: int) -> Evaluated:
+    def evaluate(self, call: Call, sites: Sequence[str], tables: Tables) -> Evaluated:
         """Returns confusion counts over the speakers whom the fold withholds."""
 
 
@@ -164,9 +207,7 @@ class GridExchange:
             max_update_norm=call.max_update_norm,
             private=call.private,
         )
-        collected = Collected(
-            total=np.zeros(call.layout.size), n_bytes_down=call.weights.nbytes * len(cohort)
-        )
+        collected = Collected(total=np.zeros(call.layout.size), n_bytes_down=call.n_bytes * len(cohort))
         replies = self._ask(MessageType.TRAIN, call, [share.site for share in cohort])
         for share, reply in zip(cohort, replies, strict=True):
             try:
@@ -177,19 +218,19 @@ class GridExchange:
                 collected.add(update, share.weight)
         return collected
 
-    def evaluate(self, call: Call, sites: Sequence[str], n_classes: int) -> Evaluated:
+    def evaluate(self, call: Call, sites: Sequence[str], tables: Tables) -> Evaluated:
         """Sends the weights and sums the counts."""
-        counts = np.zeros((n_classes, n_classes), np.int64)
+        counts = np.zeros(tables.shape, np.int64)
         evaluated = Evaluated(counts=counts)
         for site, reply in zip(sites, self._ask(MessageType.EVALUATE, call, sites), strict=True):
             try:
                 said = self._from(site, reply)
-                counts += confusion_counts(call.group, said, n_classes, private=call.private)
+                counts += confusion_counts(call.group, said, tables, private=call.private)
+                evaluated.n_sites += 1
                 if said.checkpoint is not None:
                     evaluated.checkpoints[site] = said.checkpoint
             except UpdateRefused as refusal:
                 evaluated.refused[site] = str(refusal)
-        evaluated.counts = np.maximum(counts, 0)  # noise takes small sums below zero
         return evaluated
 
     def phase(
@@ -200,8 +241,8 @@ class GridExchange:
         The weights go along in phase `mask`, in which they are needed. A reply of another node, or to another
         question, is an error.
         """
-        arrays = array_record(call.layout.unflatten(call.weights)) if phase == "mask" else None
-        config, group = config_record(call.message_config), f"{call.group} {phase}"
+        arrays, control = (call.arrays, call.control) if phase == "mask" else (None, None)
+        group = f"{call.group} {phase}"
         end = time.monotonic() + call.deadline_seconds
         messages = (
             sum_message(
@@ -209,8 +250,9 @@ class GridExchange:
                 self._nodes[site],
                 body,
                 model,
-                config,
+                config_record(call.config_for(site)),
                 arrays=arrays,
+                control=control,
                 group=group,
                 ttl=max(end - time.monotonic(), SHORTEST_TTL_SECONDS),
             )
@@ -240,14 +282,15 @@ class GridExchange:
         return opened
 
     def _ask(self, kind: str, call: Call, sites: Sequence[str]) -> Iterator[Message | None]:
-        arrays, config = array_record(call.layout.unflatten(call.weights)), config_record(call.message_config)
+        arrays, control = call.arrays, call.control
         end = time.monotonic() + call.deadline_seconds
         messages = (
             instruction(
                 kind,
                 self._nodes[site],
                 arrays,
-                config,
+                config_record(call.config_for(site)),
+                control=control,
                 group=call.group,
                 ttl=max(end - time.monotonic(), SHORTEST_TTL_SECONDS),
             )

@@ -28,14 +28,15 @@ import numpy as np
 from sottovoce.common.errors import QuorumError, RunError
 from sottovoce.common.flower import Scalar
 from sottovoce.common.privacy_specs import NoPrivacy
+from sottovoce.common.run_files import Counted
 from sottovoce.common.streams import stream
 from sottovoce.common.study import FedAvg, Study
-from sottovoce.common.sums import ATTEMPTS, quorum_of
+from sottovoce.common.sums import ATTEMPTS, counts_deviation, quorum_of
 from sottovoce.common.weights import Array, Layout, Weights, digest
 from sottovoce.server import checkpoint as checkpoints
 from sottovoce.server import strategies
 from sottovoce.server.checkpoint import Checkpoint, Identity
-from sottovoce.server.exchange import Call, Collected, Evaluated, Exchange, Share
+from sottovoce.server.exchange import Beside, Call, Collected, Evaluated, Exchange, Share
 from sottovoce.server.strategies import Algorithm, ServerState
 
 ALL_SPEAKERS = -1  # the fold in which nobody is withheld
@@ -81,6 +82,7 @@ class RoundRecord:
     seconds: float
     loss: float | None = None
     confusion: tuple[tuple[int, ...], ...] | None = None
+    counted: Counted | None = None
     witnessed: Mapping[str, str] = field(default_factory=dict)
 
     def as_table(self) -> dict[str, Any]:
@@ -90,12 +92,13 @@ class RoundRecord:
     @staticmethod
     def of_table(table: Mapping[str, Any]) -> "RoundRecord":
         """Returns what `as_table` was made from, after JSON."""
-        counts = table.get("confusion")
+        counts, counted = table.get("confusion"), table.get("counted")
         return RoundRecord(
             **{
                 **table,
                 "sites": tuple(table["sites"]),
                 "confusion": None if counts is None else tuple(map(tuple, counts)),
+                "counted": None if counted is None else Counted.of_table(counted),
             }
         )
 
@@ -148,7 +151,7 @@ def run(
     loop = _Loop(exchange, study, cell, Layout.of(weights), sites, client_config or {}, checkpoint)
     state, records = loop.begin(weights, resume)
     while state.round < study.federation.rounds:
-        state, record = loop.round(state)
+        state, record = loop.round(state, records)
         earlier = records[-1].witnessed if records else {}
         record = replace(record, witnessed={**earlier, **record.witnessed})
         records = (*(replace(old, witnessed={}) for old in records), record)
@@ -211,14 +214,26 @@ def init(algorithm: Algorithm, layout: Layout, weights: Weights) -> ServerState:
     return algorithm.init(layout.flatten(weights))
 
 
-def apply(algorithm: Algorithm, state: ServerState, collected: Collected) -> tuple[ServerState, Diagnostics]:
-    """Returns the state after a round, and what the round says of itself."""
+def apply(
+    algorithm: Algorithm, state: ServerState, collected: Collected, *, share: float = 1.0
+) -> tuple[ServerState, Diagnostics]:
+    """Returns the state after a round, and what the round says of itself.
+
+    `share` is the part of all sites, by their public weights, whose updates were collected.
+    """
     mean = (collected.total / collected.weight).astype(np.float32)
     diagnostics = Diagnostics(
         loss=None if collected.loss is None else collected.loss / collected.weight,
         update_norm=float(np.linalg.norm(mean.astype(np.float64))),
     )
-    return algorithm.apply(state, mean), diagnostics
+    return algorithm.apply(state, mean, share=share), diagnostics
+
+
+def share_of(study: Study, sites: Sequence[str], counted: Sequence[str]) -> float:
+    """Returns the part of all sites, by their public weights, that `counted` are."""
+    ordered = sorted(sites)
+    weights = dict(zip(ordered, study.federation.site_weights or (1.0,) * len(ordered), strict=True))
+    return sum(weights[site] for site in counted) / sum(weights.values())
 
 
 def cohort_of(study: Study, sites: Sequence[str], *, seed: int, round: int) -> list[Share]:
@@ -251,7 +266,7 @@ class _Loop:
 
     @property
     def algorithm(self) -> Algorithm:
-        return strategies.of(self.study.federation.strategy)
+        return strategies.of(self.study)
 
     @property
     def identity(self) -> Identity:
@@ -282,12 +297,13 @@ class _Loop:
                 self.checkpoint, Checkpoint(state=state, records=tables), self.layout, self.identity
             )
 
-    def round(self, state: ServerState) -> tuple[ServerState, RoundRecord]:
+    def round(self, state: ServerState, earlier: Sequence[RoundRecord]) -> tuple[ServerState, RoundRecord]:
         began = time.monotonic()
         number = state.round + 1
-        call, collected = self._collect(state, number)
-        state, diagnostics = apply(self.algorithm, state, collected)
-        evaluated = self._evaluate(replace(call, weights=state.weights))
+        call, collected = self._collect(state, number, earlier)
+        share = share_of(self.study, self.sites, collected.sites)
+        state, diagnostics = apply(self.algorithm, state, collected, share=share)
+        evaluated = self._evaluate(replace(call, weights=state.weights, beside=None))
         refused = dict(collected.refused)
         if evaluated is not None:
             refused |= {site: f"evaluation: {reason}" for site, reason in evaluated.refused.items()}
@@ -306,15 +322,18 @@ class _Loop:
             bytes_up=collected.n_bytes_up + (evaluated.n_bytes_up if evaluated else 0),
             seconds=time.monotonic() - began,
             confusion=_plain_counts(evaluated),
+            counted=self._counted(evaluated),
             witnessed={**collected.checkpoints, **(evaluated.checkpoints if evaluated else {})},
         )
 
-    def _collect(self, state: ServerState, number: int) -> tuple[Call, Collected]:
+    def _collect(
+        self, state: ServerState, number: int, earlier: Sequence[RoundRecord]
+    ) -> tuple[Call, Collected]:
         cohort = cohort_of(self.study, self.sites, seed=self.cell.seed, round=number)
         quorum = quorum_of(self.study, len(cohort))
         before: Collected | None = None
         for attempt in range(1, ATTEMPTS + 1):
-            call = self._call(state, number, attempt)
+            call = self._call(state, number, attempt, earlier)
             collected = self.exchange.train(call, cohort)
             if before is not None:  # what an attempt cost, and what sites signed in it, is not forgotten
                 collected.n_bytes_up += before.n_bytes_up
@@ -329,9 +348,14 @@ class _Loop:
             f"{len(collected.sites)} in attempt {ATTEMPTS} of {ATTEMPTS}. {reasons}. Mend them and resume."
         )
 
-    def _call(self, state: ServerState, number: int, attempt: int) -> Call:
-        federation = self.study.federation
+    def _call(self, state: ServerState, number: int, attempt: int, earlier: Sequence[RoundRecord]) -> Call:
+        federation, algorithm = self.study.federation, self.algorithm
+        beside = None
+        if algorithm.sends is not None:
+            counted = {site: record.round for record in earlier for site in record.sites}
+            beside = Beside(vector=state.moments[algorithm.sends], counted=counted)
         return Call(
+            beside=beside,
             round=number,
             rounds=federation.rounds,
             attempt=attempt,
@@ -342,8 +366,15 @@ class _Loop:
             deadline_seconds=federation.deadline_seconds,
             max_update_norm=federation.max_update_norm,
             private=not isinstance(self.study.privacy, NoPrivacy),
-            config={**self.client_config, **self.algorithm.client_config},
+            config={**self.client_config, **algorithm.client_config},
         )
+
+    def _counted(self, evaluated: Evaluated | None) -> Counted | None:
+        """Returns the counts of all and of groups as they came, with their noise; None where there are no groups."""
+        if evaluated is None or evaluated.counts is None or self.study.evaluation.groups is None:
+            return None
+        tables = tuple(tuple(map(tuple, table)) for table in evaluated.counts.tolist())
+        return Counted(deviation=counts_deviation(self.study, evaluated.n_sites), tables=tables)
 
     def _evaluate(self, call: Call) -> Evaluated | None:
         due = call.round % self.study.evaluation.every_rounds == 0 or call.round == call.rounds
@@ -351,13 +382,14 @@ class _Loop:
         unpaid = not isinstance(spec, NoPrivacy) and spec.counts_noise_multiplier is None
         if not due or unpaid or call.fold == ALL_SPEAKERS:
             return None
-        return self.exchange.evaluate(call, self.sites, len(self.study.labels.classes))
+        return self.exchange.evaluate(call, self.sites, self.study.tables)
 
 
 def _plain_counts(evaluated: Evaluated | None) -> tuple[tuple[int, ...], ...] | None:
+    """Returns the counts of all; noise takes small sums below zero, and a curve wants none."""
     if evaluated is None or evaluated.counts is None:
         return None
-    return tuple(map(tuple, evaluated.counts.tolist()))
+    return tuple(map(tuple, np.maximum(evaluated.counts[0], 0).tolist()))
 
 
 def _beside(checkpoint: Path, site: str) -> Path:

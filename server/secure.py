@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from sottovoce.common.errors import PrivacyError, RunError, SecureSumError
 from sottovoce.common.federation_ledger import FederationLedger
+from sottovoce.common.groups import Tables
 from sottovoce.common.keys import SigningKey
 from sottovoce.common.privacy.distributed import decoded
 from sottovoce.common.privacy.distributed_accountant import DistributedEvent
@@ -48,7 +49,6 @@ from sottovoce.common.sums import (
     run_name,
     terms_of,
 )
-from sottovoce.common.weights import digest
 from sottovoce.server.exchange import Call, Collected, Evaluated, GridExchange, Share
 
 _KINDS: Mapping[What, str] = {UPDATE: "train", COUNTS: "evaluate"}
@@ -91,7 +91,7 @@ class SecureExchange:
             refused=attempt.refused,
             checkpoints=attempt.checkpoints,
             n_bytes_up=attempt.n_bytes_up,
-            n_bytes_down=attempt.n_bytes_down + call.weights.nbytes * len(cohort),
+            n_bytes_down=attempt.n_bytes_down + call.n_bytes * len(cohort),
         )
         if attempt.total is None:
             return collected
@@ -105,7 +105,7 @@ class SecureExchange:
         collected.sites = list(attempt.total.survivors)
         return collected
 
-    def evaluate(self, call: Call, sites: Sequence[str], n_classes: int) -> Evaluated:
+    def evaluate(self, call: Call, sites: Sequence[str], tables: Tables) -> Evaluated:
         """Returns the sum of all sites' counts; without counts where no attempt came to a sum."""
         terms = terms_of(self._study, COUNTS, n_parameters=call.layout.size)
         evaluated = Evaluated(counts=None)
@@ -116,14 +116,14 @@ class SecureExchange:
             evaluated.n_bytes_down += attempt.n_bytes_down + call.weights.nbytes * len(sites)
             evaluated.refused |= attempt.refused
             if attempt.total is not None:
-                counts = self._counts(attempt.total).reshape(n_classes, n_classes)
-                evaluated.counts, evaluated.refused = np.maximum(counts, 0), attempt.refused
+                evaluated.counts = self._counts(attempt.total).reshape(tables.shape)
+                evaluated.n_sites, evaluated.refused = len(attempt.total.survivors), attempt.refused
                 break
         return evaluated
 
     def _attempt(self, what: What, call: Call, sites: Sequence[str], terms: Terms) -> _Attempt:
         """Makes one attempt, from the opening to the sum or to its end without one."""
-        model = digest(call.layout.unflatten(call.weights))
+        model = call.model
         agreement = terms.agreement(
             self._roster, run=self._run(what, call), round=call.round, model_digest=model
         )

@@ -11,6 +11,7 @@ Guarantees:
   - A cell's predictions do not depend on which process computes it, on how many there are, or on a crash.
 """
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -48,7 +49,8 @@ NETWORK_ARMS = (FEDERATED, NO_PRIVACY, "central", "local")
 class Job:
     """All that a process needs to compute a cell. `sites` holds a folder for each site; `pooled` all of them in one.
 
-    `ledgers` is where sites of a private study keep theirs; `extracts` is where what may be shown of them goes.
+    `ledgers` is where sites of a private study keep theirs; `extracts` is where what may be shown of them goes; `states` is
+    where sites keep what they need from round to round, until the cell is done.
     """
 
     cell: Cell
@@ -57,6 +59,7 @@ class Job:
     pooled: Path
     ledgers: Path
     extracts: Path
+    states: Path
     checkpoint: Path
     rounds: Path
     predictions: Path
@@ -106,6 +109,7 @@ def compute(job: Job, study: Study, on_round: OnRound) -> CellFacts:
     )
     write_whole(job.rounds, "".join(map(round_line, told)).encode())
     predictions.write(job.predictions, rows)
+    shutil.rmtree(job.states, ignore_errors=True)
     return CellFacts(
         seed=job.cell.seed,
         fold=job.cell.fold,
@@ -137,7 +141,9 @@ def _private(
     job: Job, study: Study, parts: Sequence[SiteData], places: Mapping[str, Path], on_round: OnRound
 ) -> Mapping[str, Outcome]:
     ledgers = site_ledgers.open_all(job.ledgers, study, places)
-    with open_exchange(job.execution, places, study_file=job.study_file, ledgers=job.ledgers) as exchange:
+    with open_exchange(
+        job.execution, places, study_file=job.study_file, ledgers=job.ledgers, states=job.states
+    ) as exchange:
         outcomes = _federated(job, study, parts, exchange, on_round)
     (last,) = {outcome.digest: outcome for outcome in outcomes.values()}.values()
     site_ledgers.keep(ledgers, job.extracts, last.rounds[-1].witnessed)
@@ -167,11 +173,15 @@ def _public(
     execution = job.execution if federated else replace(job.execution, engine="inprocess")
     if federated and study.sums_are_secure:
         site_ledgers.identities(job.ledgers, study, places)
-        with open_exchange(execution, places, study_file=job.study_file, secure=job.ledgers) as exchange:
+        with open_exchange(
+            execution, places, study_file=job.study_file, secure=job.ledgers, states=job.states
+        ) as exchange:
             return _federated(job, study, parts, exchange, on_round)
     # Twins sum in the clear: they are for comparison, on this machine.
     twin = is_private(study) or study.sums_are_secure
-    with open_exchange(execution, places, study_file=job.study_file, without_privacy=twin) as exchange:
+    with open_exchange(
+        execution, places, study_file=job.study_file, states=job.states, without_privacy=twin
+    ) as exchange:
         plain = replace(study.federation, secure_sum=False, compression=None)
         bare = replace(study, privacy=NoPrivacy(mode="none"), federation=plain)
         return _outcomes(job, bare, parts, exchange, on_round)
@@ -277,4 +287,5 @@ def _facts(record: RoundRecord, arm: str) -> RoundFacts:
         bytes_up=record.bytes_up,
         seconds=record.seconds,
         confusion=record.confusion,
+        counted=record.counted,
     )

@@ -160,7 +160,11 @@ def _line(row: Row, uars: Mapping[int, float]) -> str:
     spec = study.privacy
     if isinstance(spec, DistributedPrivacy):
         charged = distributed_plan.events(
-            spec, rounds=study.federation.rounds, n_sites=study.federation.n_sites, n_counts=0, n_classes=8
+            spec,
+            rounds=study.federation.rounds,
+            n_sites=study.federation.n_sites,
+            n_counts=0,
+            tables=study.tables,
         )
         epsilon = distributed_accountant.epsilon(charged, spec.delta)
         shares = study.federation.n_sites / (spec.n_min - spec.n_colluding)

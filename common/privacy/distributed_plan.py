@@ -1,23 +1,31 @@
 """What a study of mode `distributed` promises: its constants as mechanisms, as events, and as one sentence.
 
     mechanism = update_mechanism(study.privacy, n_sites=10)      # of each round's sum
-    found = cost(events(study.privacy, rounds=30, n_sites=10, n_counts=1, n_classes=8), study.privacy.delta)
+    found = cost(events(study.privacy, rounds=30, n_sites=10, n_counts=1, tables=study.tables), study.privacy.delta)
 
 The joint guarantee is `distributed.py`'s; here it gets the study's numbers, and nothing else decides them.
 
 Guarantees:
   - Sites, coordinator, accountant and ledger take their constants from these functions, from the same frozen spec.
-  - Evaluation counts go through a sum of the same kind, as one release of all patients.
+  - Evaluation counts go through a sum of the same kind, as one release of all patients and of all tables.
 """
 
+import math
 from dataclasses import replace
 from functools import lru_cache
 
 from sottovoce.common.errors import PrivacyError
+from sottovoce.common.groups import Tables
 from sottovoce.common.privacy.distributed import DistributedMechanism, finest_grid, least_noise
 from sottovoce.common.privacy.distributed_accountant import DistributedEvent, epsilon
 from sottovoce.common.privacy.stages import SIMULATED
-from sottovoce.common.privacy_specs import USUAL_DELTA, DistributedPrivacy, rounded_up, weaknesses
+from sottovoce.common.privacy_specs import (
+    USUAL_DELTA,
+    DistributedPrivacy,
+    counts_norm,
+    rounded_up,
+    weaknesses,
+)
 
 
 @lru_cache(maxsize=64)
@@ -39,8 +47,10 @@ def update_mechanism(spec: DistributedPrivacy, *, n_sites: int) -> DistributedMe
 
 
 @lru_cache(maxsize=64)
-def counts_mechanism(spec: DistributedPrivacy, *, n_sites: int, n_classes: int) -> DistributedMechanism:
+def counts_mechanism(spec: DistributedPrivacy, *, n_sites: int, tables: Tables) -> DistributedMechanism:
     """Returns what evaluation counts go through: all withheld patients, each with at most `counts_utterances`.
+
+    All tables are one vector with one sensitivity (`counts_norm`). A recording is a whole number of grid steps.
 
     Raises:
         PrivacyError: the study pays for no counts, or the ring cannot carry them.
@@ -49,14 +59,24 @@ def counts_mechanism(spec: DistributedPrivacy, *, n_sites: int, n_classes: int) 
         raise PrivacyError(
             "This study pays for no evaluation counts: privacy.counts_noise_multiplier is missing."
         )
+    norm = counts_norm(spec.counts_utterances, tables.per_recording)
+    finest = finest_grid(
+        clip_norm=norm,
+        noise_multiplier=spec.counts_noise_multiplier,
+        n_sites=n_sites,
+        n_min=spec.n_min,
+        n_colluding=spec.n_colluding,
+        cap=spec.n_patients_public,
+        n_parameters=tables.n_cells,
+    )
     return _mechanism(
         spec,
         n_sites,
-        clip_norm=float(spec.counts_utterances),
+        clip_norm=norm,
         noise_multiplier=spec.counts_noise_multiplier,
         cap=spec.n_patients_public,
-        n_parameters=n_classes**2,
-        grid=None,
+        n_parameters=tables.n_cells,
+        grid=2.0 ** math.ceil(math.log2(finest)),  # the next power of two that is no finer
     )
 
 
@@ -68,12 +88,12 @@ def for_survivors(
 
 
 def events(
-    spec: DistributedPrivacy, *, rounds: int, n_sites: int, n_counts: int, n_classes: int
+    spec: DistributedPrivacy, *, rounds: int, n_sites: int, n_counts: int, tables: Tables
 ) -> list[DistributedEvent]:
     """Returns what ledgers record for so many rounds (spare attempts too) and releases of evaluation counts."""
     charged = [training_event(spec, spec.steps_in(rounds), n_sites=n_sites)]
     if spec.counts_noise_multiplier is not None and n_counts:
-        counts = counts_mechanism(spec, n_sites=n_sites, n_classes=n_classes)
+        counts = counts_mechanism(spec, n_sites=n_sites, tables=tables)
         # Spare attempts here too: an attempt at a sum that was lost after its vectors were sent is spent.
         steps = n_counts + spec.spare_rounds
         charged.append(counts.event(sampling_prob=1.0, steps=steps, n_patients=spec.n_patients_public))
@@ -93,7 +113,7 @@ def noise_for(
     rounds: int,
     n_sites: int,
     n_counts: int,
-    n_classes: int,
+    tables: Tables,
 ) -> float:
     """Returns the smallest noise multiplier (to 0.1 %, rounded up) with which a study stays in target.
 
@@ -103,7 +123,7 @@ def noise_for(
     Raises:
         PrivacyError: no noise does.
     """
-    counts = events(spec, rounds=rounds, n_sites=n_sites, n_counts=n_counts, n_classes=n_classes)[1:]
+    counts = events(spec, rounds=rounds, n_sites=n_sites, n_counts=n_counts, tables=tables)[1:]
     if epsilon(counts, spec.delta) > target_epsilon:
         raise PrivacyError(
             f"Expected evaluation counts that cost less than epsilon {target_epsilon:g}; they cost "

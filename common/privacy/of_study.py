@@ -104,5 +104,5 @@ def distributed_events(study: Study, spec: DistributedPrivacy) -> list[Distribut
         rounds=study.federation.rounds,
         n_sites=study.federation.n_sites,
         n_counts=study.n_evaluations,
-        n_classes=len(study.labels.classes),
+        tables=study.tables,
     )

@@ -29,16 +29,16 @@ from sottovoce.common.privacy.sampling import Indices, choose_recordings, draw_u
 from sottovoce.common.privacy.source import Source
 from sottovoce.common.privacy.stages import SIMULATED, NoisySum, PatientGradients, PrivateUpdate
 from sottovoce.common.privacy_specs import (
+    COUNT_CELLS,
     NOT_PRIVATE,
     USUAL_DELTA,
     LocalPrivacy,
     NoPrivacy,
     Private,
+    counts_norm,
     rounded_up,
     weaknesses,
 )
-
-COUNT_STEP = 2.0**-10  # of a recording: noise on counts is finer than the counts are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,10 +181,13 @@ def counts_events(spec: LocalPrivacy, n_counts: int) -> list[Event]:
     ]
 
 
-def release_counts(contributions: PatientGradients, spec: LocalPrivacy, source: Source) -> Indices:
+def release_counts(
+    contributions: PatientGradients, spec: LocalPrivacy, source: Source, *, n_tables: int
+) -> Indices:
     """Makes evaluation counts private: one row of contributions for each withheld patient, in whole recordings.
 
-    A patient's row is clipped to norm `counts_utterances`: that many recordings in one cell, the worst case.
+    A recording is in at most `n_tables` tables; all of them together are one release with one sensitivity. A patient's
+    row is clipped to it (`counts_norm`): `counts_utterances` recordings in one cell of each table, the worst case.
     Returns noisy counts, rounded to whole recordings, as int64: they may be negative.
 
     Raises:
@@ -195,7 +198,8 @@ def release_counts(contributions: PatientGradients, spec: LocalPrivacy, source: 
         raise PrivacyError(
             "This study pays for no evaluation counts: privacy.counts_noise_multiplier is missing."
         )
-    total = quantised_sum(clip(contributions, float(spec.counts_utterances)), COUNT_STEP)
+    bound = counts_norm(spec.counts_utterances, n_tables)
+    total = quantised_sum(clip(contributions, bound), 1 / COUNT_CELLS)
     noisy = add_noise(total, spec.counts_noise_multiplier, source)
     counts: Indices = np.rint(noisy.values * noisy.grid_step).astype(np.int64)
     return counts

@@ -143,7 +143,7 @@ def _noise(study: Study, spec: DistributedPrivacy, target: float) -> Numbers:
             rounds=study.federation.rounds,
             n_sites=study.federation.n_sites,
             n_counts=study.n_evaluations,
-            n_classes=len(study.labels.classes),
+            tables=study.tables,
         )
     except PrivacyError:
         # No noise reaches it: an answer, printed as such.

@@ -26,10 +26,11 @@ from torch import Tensor
 from sottovoce.client.app import withheld
 from sottovoce.common.dataset import SiteData
 from sottovoce.common.errors import RunError
+from sottovoce.common.groups import Tables
 from sottovoce.common.model_specs import Linear, Mlp
 from sottovoce.common.schedule import learning_rate_at
 from sottovoce.common.streams import stream
-from sottovoce.common.study import Study, Training
+from sottovoce.common.study import Scaffold, Study, Training
 from sottovoce.common.training import epochs
 from sottovoce.server.exchange import Call, Collected, Evaluated, Share
 
@@ -56,6 +57,8 @@ def unsupported(study: Study) -> list[str]:
         problems.append(f"training.optimiser: expected 'sgd'; came {training.optimiser!r}")
     if training.momentum:
         problems.append(f"training.momentum: expected 0; came {training.momentum:g}")
+    if isinstance(study.federation.strategy, Scaffold):
+        problems.append("federation.strategy: expected one without state at the sites; came 'scaffold'")
     if training.loss != "cross_entropy":
         problems.append(f"training.loss: expected 'cross_entropy'; came {training.loss!r}")
     return problems
@@ -118,21 +121,25 @@ class CohortExchange:
         collected.sites.sort()
         return collected
 
-    def evaluate(self, call: Call, sites: Sequence[str], n_classes: int) -> Evaluated:
+    def evaluate(self, call: Call, sites: Sequence[str], tables: Tables) -> Evaluated:
         """Counts over the withheld recordings of all sites."""
         hidden = self._split(call).withheld
         rows = torch.from_numpy(np.concatenate([hidden[site] for site in sites]))
+        stated = [
+            self._index[site].groups[row - self._starts[site]] for site in sites for row in hidden[site]
+        ]
         stack = {
             name: torch.from_numpy(np.array(array))[None]
             for name, array in call.layout.unflatten(call.weights).items()
         }
-        counts = np.zeros((n_classes, n_classes), np.int64)
+        counts, answers = np.zeros(tables.shape, np.int64), []
         with torch.inference_mode():
             for part in torch.split(rows, ROWS_AT_ONCE):
                 _, logits = _forward(stack, self._features[part][None])
-                predicted = logits[0].argmax(dim=1)
-                np.add.at(counts, (self._labels[part].numpy(), predicted.numpy()), 1)
-        return Evaluated(counts=counts)
+                answers.append(logits[0].argmax(dim=1).numpy())
+        each, within = tables.memberships(stated)
+        np.add.at(counts, (within, self._labels[rows].numpy()[each], np.concatenate(answers)[each]), 1)
+        return Evaluated(counts=counts, n_sites=len(sites))
 
     def _train_chunk(self, call: Call, plans: "Sequence[_Plan]", start: Stack, collected: Collected) -> None:
         # repeat, not expand: for a chunk of one, the latter is the start itself

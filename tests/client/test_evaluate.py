@@ -9,9 +9,11 @@ import torch
 from sottovoce.client.evaluate import confusion, log_probabilities
 from sottovoce.common import models
 from sottovoce.common.dataset import Example, SiteData, StreamShape
+from sottovoce.common.groups import Tables
 from sottovoce.common.model_specs import Cnn
 
 N_CLASSES = 4
+TABLES = Tables(n_classes=N_CLASSES)
 MODEL = Cnn(kind="cnn", stream="mel", channels=(6,), dropout=0.5)
 
 
@@ -56,17 +58,17 @@ def test_an_augmented_copy_is_never_scored(data: SiteData) -> None:
 
 def test_confusion_counts_truth_against_prediction(data: SiteData) -> None:
     model, scored = models.build(MODEL, data.widths, N_CLASSES, seed=0), data.originals()
-    counts = confusion(model, scored, N_CLASSES)
+    (counts,) = confusion(model, scored, TABLES)
     predicted = log_probabilities(model, scored).argmax(axis=1)
     assert counts.sum() == 150
     assert counts[2, 1] == ((scored.labels == 2) & (predicted == 1)).sum()
-    assert confusion(model, scored.select(np.zeros(150, bool)), N_CLASSES).sum() == 0
+    assert confusion(model, scored.select(np.zeros(150, bool)), TABLES).sum() == 0
 
 
 def test_the_models_mode_is_put_back(data: SiteData) -> None:
     model = models.build(MODEL, data.widths, N_CLASSES, seed=0)
     for training in (True, False):
         model.train(training)
-        confusion(model, data.originals(), N_CLASSES)
+        confusion(model, data.originals(), TABLES)
         assert model.training is training
     assert not torch.is_inference(next(model.parameters()))

@@ -29,6 +29,7 @@ from sottovoce.common import study as studies
 from sottovoce.common.dataset import SiteData
 from sottovoce.common.errors import PrivacyError, RunError
 from sottovoce.common.flower import Node
+from sottovoce.common.groups import Tables
 from sottovoce.common.keys import SigningKey
 from sottovoce.common.ledger.entries import Burn, Commit, Reserve
 from sottovoce.common.ledger.verify import entries_of
@@ -44,6 +45,7 @@ from sottovoce.simulations.engines.inprocess import InProcessGrid
 from tests.fakes.sites import N_CLASSES, WIDTH, private_study, write_sites, write_study
 
 SITE = "site-1"
+TABLES = Tables(n_classes=N_CLASSES)
 
 
 class Place:
@@ -182,17 +184,17 @@ def test_a_lost_list_of_withdrawals_stops_every_release(own: Place) -> None:
 
 
 def test_a_patient_counts_at_most_so_many_recordings(place: Place) -> None:
-    rows = contributions(place.model, place.data, N_CLASSES, n_most=2)
+    rows = contributions(place.model, place.data, TABLES, n_most=2)
     assert rows.shape == (4, N_CLASSES**2)
     assert rows.sum(axis=1).tolist() == [2.0] * 4
-    every = contributions(place.model, place.data, N_CLASSES, n_most=99)
+    every = contributions(place.model, place.data, TABLES, n_most=99)
     assert every.sum() == len(place.data)
 
 
 def test_counts_are_noised_and_charged(own: Place) -> None:
     called = Called(seed=0, fold=0, round=2, model="a" * 64)
     found = np.frombuffer(release_confusion(own.ledger, own.study, own.model, own.data, called).data, "<i8")
-    true = contributions(own.model, own.data, N_CLASSES, n_most=2).sum(axis=0)
+    true = contributions(own.model, own.data, TABLES, n_most=2).sum(axis=0)
     assert (found != true).any()
     assert np.abs(found - true).max() < 2 * 9.4  # noise 1.0 x 2 recordings
     assert own.kinds() == ["reserve", "commit"]
@@ -235,7 +237,7 @@ def test_a_site_with_a_ledger_asks_it_before_mode_none_too(own: Place, tmp_path:
         return GridExchange(grid, grid.sites).train(call, [Share(site=SITE)])
 
     assert ask().refused == {SITE: f"no answer: {NOTHING_RELEASED}"}
-    bare_counts = GridExchange(grid, grid.sites).evaluate(replace(call, fold=0), [SITE], N_CLASSES)
+    bare_counts = GridExchange(grid, grid.sites).evaluate(replace(call, fold=0), [SITE], TABLES)
     assert bare_counts.refused == {SITE: f"no answer: {NOTHING_RELEASED}"}
     assert own.kinds() == []
     allow_everything(own, bare)

@@ -18,6 +18,7 @@ from sottovoce.common import models
 from sottovoce.common.dataset import SiteData
 from sottovoce.common.errors import PrivacyError, QuorumError, RunError
 from sottovoce.common.federation_ledger.compare import compare_with_site
+from sottovoce.common.groups import Tables
 from sottovoce.common.keys import SigningKey
 from sottovoce.common.ledger.verify import entries_of
 from sottovoce.common.privacy import distributed
@@ -115,7 +116,7 @@ def test_neither_an_update_nor_counts_leave_in_the_clear_where_sums_are_secure(
     )  # fmt: skip
     with place.exchange() as (grid, _):
         update = grid.train(call, [Share(site=site) for site in grid.sites])
-        counts = grid.evaluate(call, grid.sites, N_CLASSES)
+        counts = grid.evaluate(call, grid.sites, Tables(n_classes=N_CLASSES))
     for refused in (update.refused, counts.refused):
         assert refused.keys() == set(place.sites)
         assert all(UNDER_MASKS_ONLY in reason for reason in refused.values())

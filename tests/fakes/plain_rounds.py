@@ -72,12 +72,13 @@ class PlainRounds:
         """Returns what a site counts over those whom it withheld: noised in mode `local`."""
         study, data = self._study, self._scored(site)
         self._weights.write(self._layout.unflatten(flat))
-        n_classes = len(study.labels.classes)
+        tables = study.tables
         if not isinstance(study.privacy, LocalPrivacy):
-            return confusion(self._model, data, n_classes, "cpu").reshape(-1).astype(np.int64)
-        rows = contributions(self._model, data, n_classes, n_most=study.privacy.counts_utterances)
+            return confusion(self._model, data, tables, "cpu").reshape(-1).astype(np.int64)
+        rows = contributions(self._model, data, tables, n_most=study.privacy.counts_utterances)
+        source = self._source(site, number, COUNTS)
         noised = release_counts(
-            PatientGradients(values=rows), study.privacy, self._source(site, number, COUNTS)
+            PatientGradients(values=rows), study.privacy, source, n_tables=tables.per_recording
         )
         return noised.astype(np.int64).reshape(-1)
 
@@ -118,8 +119,7 @@ class PlainRounds:
         mechanism = mechanism_of(study, spec, UPDATE if what == UPDATE else COUNTS)
         if what == UPDATE:
             return gradient_sum(self._model, self._trainable(site), study, mechanism, source=source).values
-        n_classes = len(study.labels.classes)
-        rows = contributions(self._model, self._scored(site), n_classes, n_most=spec.counts_utterances)
+        rows = contributions(self._model, self._scored(site), study.tables, n_most=spec.counts_utterances)
         return site_sum(PatientGradients(values=rows), mechanism, source).values
 
     def _trained(self, flat: Vector, number: int, site: str) -> Vector:

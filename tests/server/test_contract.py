@@ -8,6 +8,7 @@ import pytest
 
 from sottovoce.common.errors import RunError, UpdateRefused
 from sottovoce.common.flower import Array, Reply, array_record
+from sottovoce.common.groups import Tables
 from sottovoce.common.weights import Layout
 from sottovoce.server.contract import Contract, confusion_counts
 from sottovoce.server.exchange import Call, Collected, GridExchange, Share
@@ -132,13 +133,13 @@ def test_the_norm_bound_is_inclusive_and_of_the_whole_update() -> None:
 )
 def test_confusion_counts_of_another_form_are_refused(metrics: dict[str, object]) -> None:
     with pytest.raises(UpdateRefused):
-        confusion_counts("g", Reply(node_id=1, group="g", metrics=metrics), N_CLASSES)  # type: ignore[arg-type]
+        confusion_counts("g", Reply(node_id=1, group="g", metrics=metrics), Tables(n_classes=N_CLASSES))  # type: ignore[arg-type]
 
 
 def test_confusion_counts_are_summed_over_sites() -> None:
     grid = InProcessGrid(honest_app, nodes_of(3), {})
-    evaluated = GridExchange(grid, grid.sites).evaluate(call(), SITES, N_CLASSES)
-    np.testing.assert_array_equal(evaluated.counts, [[3, 6], [9, 12]])
+    evaluated = GridExchange(grid, grid.sites).evaluate(call(), SITES, Tables(n_classes=N_CLASSES))
+    np.testing.assert_array_equal(evaluated.counts, [[[3, 6], [9, 12]]])
 
 
 def test_two_nodes_with_one_name_are_no_roster() -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from sottovoce.common.groups import Tables
 from sottovoce.common.privacy.distributed import decoded
 from sottovoce.common.privacy.distributed_plan import counts_mechanism, for_survivors, update_mechanism
 from sottovoce.common.privacy_specs import DistributedPrivacy
@@ -23,6 +24,6 @@ def test_a_mean_stays_a_mean_when_sites_are_lost(n_summed: int) -> None:
 
 
 def test_counts_are_of_every_withheld_patient_with_at_most_so_many_recordings() -> None:
-    mechanism = counts_mechanism(spec(), n_sites=10, n_classes=4)
+    mechanism = counts_mechanism(spec(), n_sites=10, tables=Tables(n_classes=4))
     assert (mechanism.cap, mechanism.n_parameters) == (spec().n_patients_public, 16)
     assert mechanism.clip_norm == spec().counts_utterances
