@@ -6,7 +6,8 @@ Guarantees:
   - `canonical` gives one text per tree: equal trees have equal text, whatever the file looked like.
 
 The types understood: bool, int, float, str, Literal, tuple[X, ...], Mapping[str, X], X | None, frozen
-dataclasses, and unions of dataclasses told apart by their first field, say `kind: Literal["name"]`.
+dataclasses, unions of dataclasses told apart by their first field, say `kind: Literal["name"]`, and a Literal or a
+tuple, told apart by whether a list came.
 `Annotated[float, Interval(0, 1)]` adds a range.
 
 >>> from dataclasses import dataclass
@@ -158,6 +159,9 @@ def _union(hint: Any, value: object, path: str, problems: list[str]) -> Any:
         return None
     if len(members) == 1:
         return _value(members[0], value, path, problems)
+    if lists := [member for member in members if get_origin(member) is tuple]:
+        others = [member for member in members if member not in lists]
+        return _value((lists if isinstance(value, list | tuple) else others)[0], value, path, problems)
     key, kinds = _kinds(tuple(members))
     kind = value.get(key) if isinstance(value, Mapping) else None
     if not isinstance(kind, str) or kind not in kinds:  # a list would not even hash

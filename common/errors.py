@@ -3,6 +3,7 @@
     SottovoceError              something the user can mend; shown as one line, exit status 2
     ├── StudyError              a study file that cannot be run; carries every problem at once
     ├── CorpusError             a folder or manifest that cannot be used
+    ├── WeightsError            public weights that a study names and that are not here, or are none
     ├── AudioError              one recording that cannot be decoded; names the file
     ├── SynthesisError          speech that cannot be made: text, voice or emotion, or the library failed
     ├── UpdateRefused           an update that broke the input contract; the round goes on without it
@@ -48,6 +49,10 @@ class StudyError(SottovoceError):
 
 class CorpusError(SottovoceError):
     """A folder or a manifest that cannot be used as a corpus."""
+
+
+class WeightsError(SottovoceError):
+    """Public weights that a study names by their SHA-256: not on this machine, or not what they should be."""
 
 
 class AudioError(SottovoceError):

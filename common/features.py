@@ -24,32 +24,41 @@ Guarantees:
 | `zero_crossings` | share of the frame's samples                                 | 0 to 1             |
 | `chroma`         | from C; the strongest is 1                                   |                    |
 | `spectral_shape` | centroid, bandwidth, roll-off; flatness; contrast of octaves | kHz; 0 to 1; dB    |
+| `whisper`        | one a unit, layer by layer                                   |                    |
+| `ge2e`           | one a unit                                                   | length 1           |
 
 `pooling = "statistics"` gives the mean of every column, then every standard deviation, 20th and 80th
-percentile. A fundamental frequency counts only in frames whose periodicity is at least
+percentile. Parts of an encoder stand among them where the stream names them, pooled by their own rule: Whisper mean and
+standard deviation layer by layer, GE2E the recording's one vector; the parts between two of them are pooled together.
+A fundamental frequency counts only in frames whose periodicity is at least
 `VOICED_PERIODICITY`, a formant only where it was found; without any such frame, all frames count.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from sottovoce.common import encoders
 from sottovoce.common import features_loops as loops
 from sottovoce.common import features_spectral as spectral
 from sottovoce.common import features_temporal as temporal
 from sottovoce.common.audio import Waveform
+from sottovoce.common.encoders import encode
 from sottovoce.common.feature_specs import (
     Chroma,
+    EncoderSpec,
     Energy,
     FeatureSpec,
     FeatureStream,
     Formants,
     Frames,
+    FrameSpec,
     LogMel,
     Lpc,
     Lpcc,
@@ -79,6 +88,7 @@ def extract(
 
     Raises:
         ValueError: the waveforms differ in sample rate, or one is empty.
+        WeightsError: an encoder's weights are not on this machine.
     """
     rates = {waveform.sample_rate_hz for waveform in waveforms}
     if len(rates) > 1:
@@ -86,13 +96,19 @@ def extract(
     if any(len(waveform.samples) == 0 for waveform in waveforms):
         raise ValueError("Expected at least one sample in every waveform; came an empty one.")
     _keep_freed_memory()
-    parts = list(dict.fromkeys(part for stream in streams for part in stream.parts))
+    parts = list(dict.fromkeys(part for stream in streams for part in _on_frames(stream.parts)))
     features = []
     with torch.inference_mode():
         for batch in _batches(waveforms, frames):
-            columns = _columns(batch, parts, frames)
-            features += [{stream.name: _stream(stream, mine) for stream in streams} for mine in columns]
+            columns = _columns(batch, parts, frames) if parts else [{} for _ in batch]
+            for waveform, mine in zip(batch, columns, strict=True):
+                encoded = encode.encoded(waveform, streams)
+                features.append({stream.name: _stream(stream, mine, encoded) for stream in streams})
     return features
+
+
+def _on_frames(parts: Sequence[FeatureSpec]) -> list[FrameSpec]:
+    return [part for part in parts if not isinstance(part, EncoderSpec)]
 
 
 @lru_cache
@@ -110,8 +126,9 @@ def width(stream: FeatureStream, frames: Frames, sample_rate_hz: int) -> int:
     >>> width(FeatureStream(name="x", parts=(mfcc,), pooling="statistics"), Frames(), 16000)
     156
     """
-    columns = sum(_part_width(part, frames, sample_rate_hz) for part in stream.parts)
-    return columns * (2 + len(PERCENTILES)) if stream.pooling == "statistics" else columns
+    columns = sum(_part_width(part, frames, sample_rate_hz) for part in _on_frames(stream.parts))
+    pooled = columns * (2 + len(PERCENTILES)) if stream.pooling == "statistics" else columns
+    return pooled + sum(encoders.width(part, stream.pooling) for part in stream.encoders)
 
 
 def n_frames(n_samples: int, frames: Frames, sample_rate_hz: int) -> int:
@@ -129,7 +146,7 @@ def window_samples(seconds: float, sample_rate_hz: int) -> int:
     return max(2, round(seconds * sample_rate_hz))
 
 
-def _part_width(part: FeatureSpec, frames: Frames, sample_rate_hz: int) -> int:
+def _part_width(part: FrameSpec, frames: Frames, sample_rate_hz: int) -> int:
     match part:
         case Stft():
             return frames.fft_size // 2 + 1
@@ -168,11 +185,11 @@ def _batches(waveforms: Sequence[Waveform], frames: Frames) -> Iterator[list[Wav
 
 
 def _columns(
-    waveforms: Sequence[Waveform], parts: Sequence[FeatureSpec], frames: Frames
-) -> list[dict[FeatureSpec, Columns]]:
+    waveforms: Sequence[Waveform], parts: Sequence[FrameSpec], frames: Frames
+) -> list[dict[FrameSpec, Columns]]:
     """Returns for each waveform its parts' columns."""
     tape = _Tape(waveforms, parts, frames)
-    blocks: dict[FeatureSpec, list[npt.NDArray[Any]]] = {part: [] for part in parts}
+    blocks: dict[FrameSpec, list[npt.NDArray[Any]]] = {part: [] for part in parts}
     for first in range(0, tape.n_rows, BLOCK_FRAMES):
         block = _Block(tape, first)
         for part in parts:
@@ -191,7 +208,7 @@ class _Tape:
     frames of all recordings are one strided view, without padding to the longest.
     """
 
-    def __init__(self, waveforms: Sequence[Waveform], parts: Sequence[FeatureSpec], frames: Frames) -> None:
+    def __init__(self, waveforms: Sequence[Waveform], parts: Sequence[FrameSpec], frames: Frames) -> None:
         self.rate = waveforms[0].sample_rate_hz
         self.frames, self.hop = frames, hop_samples(frames, self.rate)
         self.window = window_samples(frames.window_seconds, self.rate)
@@ -237,7 +254,7 @@ def _frames_of(samples: npt.NDArray[Any], start: int, length: int, hop: int) -> 
     )  # numpy checks that the frames lie in the buffer
 
 
-def _reach(part: FeatureSpec, sample_rate_hz: int) -> int:
+def _reach(part: FrameSpec, sample_rate_hz: int) -> int:
     return window_samples(part.window_seconds, sample_rate_hz) if isinstance(part, Pitch) else 0
 
 
@@ -297,7 +314,7 @@ def _hann(length: int) -> Columns:
     return window
 
 
-def _block_columns(part: FeatureSpec, block: _Block) -> npt.NDArray[Any]:
+def _block_columns(part: FrameSpec, block: _Block) -> npt.NDArray[Any]:
     match part:
         case Stft():
             return _by_frame(spectral.log_magnitude(block.magnitude()))
@@ -336,7 +353,7 @@ def _pitch(part: Pitch, block: _Block) -> Array:
     return temporal.pitch(block.raw(window), block.rate, part.low_hz, part.high_hz, padded)
 
 
-def _along_time(part: FeatureSpec, columns: Columns) -> Columns:
+def _along_time(part: FrameSpec, columns: Columns) -> Columns:
     """Adds what needs a frame's neighbours."""
     if isinstance(part, Mfcc) and part.deltas:
         orders = range(1, part.deltas + 1)
@@ -371,14 +388,37 @@ def _derivative_weights(order: int) -> Columns:
     return weights
 
 
-def _stream(stream: FeatureStream, columns: dict[FeatureSpec, Columns]) -> Array:
+def _stream(
+    stream: FeatureStream, columns: dict[FrameSpec, Columns], encoded: dict[encode.Wanted, Array]
+) -> Array:
     if stream.pooling == "none":
-        return np.concatenate([columns[part] for part in stream.parts], axis=1, dtype=np.float32)
-    pooled = np.concatenate([_statistics(part, columns[part]) for part in stream.parts], axis=1)
+        whole = [
+            encoded[part, "none"] if isinstance(part, EncoderSpec) else columns[part] for part in stream.parts
+        ]
+        return np.concatenate(whole, axis=1, dtype=np.float32)
+    pooled = [
+        encoded[part, "statistics"] if isinstance(part, EncoderSpec) else _pooled(neighbours, columns)
+        for part, neighbours in _runs(stream.parts)
+    ]
+    return np.concatenate(pooled)
+
+
+def _runs(parts: Sequence[FeatureSpec]) -> Iterator[tuple[FeatureSpec, list[FrameSpec]]]:
+    """Yields each encoder's part alone, and what stands between two of them together."""
+    for is_encoder, run in groupby(parts, key=lambda part: isinstance(part, EncoderSpec)):
+        mine = list(run)
+        if is_encoder:
+            yield from ((part, []) for part in mine)
+        else:
+            yield mine[0], _on_frames(mine)
+
+
+def _pooled(parts: Sequence[FrameSpec], columns: dict[FrameSpec, Columns]) -> Array:
+    pooled = np.concatenate([_statistics(part, columns[part]) for part in parts], axis=1)
     return pooled.astype(np.float32).reshape(-1)
 
 
-def _statistics(part: FeatureSpec, columns: Columns) -> Columns:
+def _statistics(part: FrameSpec, columns: Columns) -> Columns:
     """Returns mean, deviation, 20th and 80th percentile by row, one column each."""
     if isinstance(part, Pitch):
         frequency, periodicity = columns[:, :1], columns[:, 1:]

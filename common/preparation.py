@@ -14,6 +14,7 @@ Guarantees:
   - Utterance and speaker ids are unique over all corpora of a study.
 """
 
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -66,6 +67,14 @@ class Prepared:
         """Returns some of the recordings, in the order of `indices`."""
         chosen = tuple(self.recordings[index] for index in indices)
         return Prepared(recordings=chosen, widths=self.widths, n_bytes=self.n_bytes, skipped=self.skipped)
+
+
+def cache_folder() -> Path:
+    """Returns where features of public corpora are kept: $SOTTOVOCE_CACHE, or the user's cache folder."""
+    base = os.environ.get("SOTTOVOCE_CACHE")
+    if base:
+        return Path(base)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sottovoce"
 
 
 def open_corpus(spec: CorpusSpec, folder: Path, on_event: OnEvent) -> Corpus:

@@ -258,9 +258,9 @@ def test_streams_are_shaped_by_the_studys_clip() -> None:
         FeatureStream(name="mel", parts=(Energy(kind="energy"),)),
         FeatureStream(name="stats", parts=(Energy(kind="energy"),), pooling="statistics"),
     )
-    frames = clip_frames(Audio(clip_seconds=2.0), Frames(hop_seconds=0.02))
-    assert frames == 101
-    assert stream_shapes(streams, {"mel": 1, "stats": 4}, frames) == {
+    audio, frames = Audio(clip_seconds=2.0), Frames(hop_seconds=0.02)
+    assert clip_frames(audio, frames) == 101
+    assert stream_shapes(streams, {"mel": 1, "stats": 4}, audio, frames) == {
         "mel": StreamShape(width=1, n_frames=101),
         "stats": StreamShape(width=4, n_frames=None),
     }
