@@ -48,9 +48,10 @@ def made_with() -> dict[str, Any]:
 
 def measure(study: Study, workers: int) -> str:
     """Returns the text of the file for the streams of a study. Minutes on a first call: the voices are made."""
+    from sottovoce.common.dataset import SiteData
     from sottovoce.common.progress import silent
     from sottovoce.simulations.cells import POOLED
-    from sottovoce.simulations.prepare import SiteData, lay_out, prepare
+    from sottovoce.simulations.prepare import lay_out, prepare
 
     corpora = (CorpusSpec(name="voices", synthetic=CORPUS),)
     plain = replace(study, corpora=corpora, normalisation=Normalisation(scheme="constants"))

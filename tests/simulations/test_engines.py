@@ -2,6 +2,7 @@
 
 import multiprocessing
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,11 +12,11 @@ import pytest
 from sottovoce.client import app as client_app
 from sottovoce.common import models
 from sottovoce.common import study as studies
-from sottovoce.common.dataset import Example, SiteData
+from sottovoce.common.dataset import Example, SiteData, normalise
 from sottovoce.common.errors import RunError
 from sottovoce.common.flower import Message, Node, RecordDict
 from sottovoce.common.folds import fold_of
-from sottovoce.common.study import Execution, Study
+from sottovoce.common.study import Execution, Normalisation, Study
 from sottovoce.common.weights import from_state_dict
 from sottovoce.server.exchange import GridExchange
 from sottovoce.server.rounds import Cell, Outcome, run, run_alone
@@ -184,6 +185,49 @@ def _examples_with_garbage(data: SiteData, hidden: np.ndarray) -> list[Example]:
         )
         for i in range(len(data))
     ]
+
+
+SCHEMES = {
+    "public constants": Normalisation(scheme="constants"),
+    "all of a speaker": Normalisation(scheme="speaker"),
+    "enrolment": Normalisation(
+        scheme="enrolment", mean={"pooled": (0.0,) * WIDTH}, deviation={"pooled": (1.0,) * WIDTH}
+    ),
+    "a whole site, which leaks": Normalisation(scheme="speaker"),
+}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_no_test_speaker_is_seen_by_normalisation_or_training(
+    scheme: str, sites: dict[str, Path], study_file: Path, tmp_path: Path
+) -> None:
+    """Features and labels of all withheld speakers may be anything: the weights are the same bits."""
+    study, leaks = studies.load(study_file), scheme.endswith("leaks")
+
+    def trained(spoil: bool) -> str:
+        folders = {}
+        for name, folder in sites.items():
+            data = SiteData.open(folder)
+            hidden = client_app.withheld(data, study, seed=0, fold=1) & spoil
+            rows = [
+                replace(row, label=0 if hidden[i] else row.label, enrols=row.speaker not in data.speakers[:i])
+                for i, row in enumerate(_examples_with_garbage(data, hidden))
+            ]
+            raw = [replace(row, speaker="everybody") for row in rows] if leaks else rows
+            written = SiteData.write(
+                tmp_path / f"{spoil}-{name}", site=name, shapes=data.shapes, examples=raw
+            )
+            made = normalise(written, SCHEMES[scheme], tmp_path / f"{spoil}-{name}-made")
+            kept = [row for row in rows if not row.enrols]
+            named = [
+                replace(row, features={"pooled": values})
+                for row, values in zip(kept, made.pooled("pooled"), strict=True)
+            ]
+            folders[name] = tmp_path / f"{spoil}-{name}-site"
+            SiteData.write(folders[name], site=name, shapes=data.shapes, examples=named)
+        return federate(Execution(), folders, study_file).digest
+
+    assert (trained(spoil=True) == trained(spoil=False)) is not leaks
 
 
 def test_a_site_with_nobody_to_train_on_sends_its_weights_back(tmp_path: Path) -> None:
