@@ -97,6 +97,67 @@ class GroupFigures:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Temperature:
+    """What the answers of one seed and fold were divided by; fitted on the speakers of its other folds alone."""
+
+    seed: int
+    fold: int
+    temperature: Annotated[float, config.Interval(0.0, low_open=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationError:
+    """Expected calibration error over bins of equally many recordings. The interval has the bins' bias taken out."""
+
+    value: Share
+    if_perfect: Share
+    low: Share | None = None
+    high: Share | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReliabilityBin:
+    """Recordings of about one confidence: what was promised, and how many answers were right."""
+
+    n: _Natural
+    confidence: Share
+    accuracy: Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """How often the surest share of the answers is right."""
+
+    coverage: Share
+    accuracy: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetFigures:
+    """Sets that should hold the truth with probability `level`; `sizes` counts those of 1, 2, ... emotions."""
+
+    score: Literal["least_ambiguous", "adaptive"]
+    units: Literal["speakers", "recordings"]
+    level: Share
+    coverage: Estimate
+    mean_size: Annotated[float, config.Interval(0.0)]
+    sizes: tuple[_Natural, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Whether probabilities mean what they say, before and after the temperature, on speakers never calibrated on."""
+
+    temperatures: tuple[Temperature, ...]
+    error_before: CalibrationError
+    error: CalibrationError
+    bins_before: tuple[ReliabilityBin, ...]
+    bins: tuple[ReliabilityBin, ...]
+    coverages: tuple[Coverage, ...]
+    sets: tuple[SetFigures, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Arm:
     """One way to train, scored on all withheld speakers."""
 
@@ -116,6 +177,7 @@ class Arm:
     groups: tuple[GroupFigures, ...]
     sites: tuple[GroupFigures, ...]
     uar_over_seeds: Spread | None = None
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
