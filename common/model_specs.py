@@ -91,6 +91,30 @@ class CnnLstmAttention:
     dropout: Share = 0.3
 
 
+@dataclass(frozen=True, kw_only=True)
+class Discriminator:
+    """What a hospital trains for a generator at the coordinator: how real a pooled row looks, class by class.
+
+    A projection discriminator (Miyato and Koyama 2018). Two hidden layers; no dropout, as in private steps.
+    """
+
+    kind: Literal["discriminator"]
+    stream: str
+    hidden: Width = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """No classifier: with loss `label_score`, one gradient step is each class's count, sums and sums of squares.
+
+    Columns are cut to [-bound, bound] first: a public constant. From the sums follow Gaussians of each class.
+    """
+
+    kind: Literal["moments"]
+    stream: str
+    bound: Annotated[float, Interval(0.1, 100.0)] = 3.0
+
+
 Branch = Linear | Mlp | Cnn | Rnn | Lstm | Attention | CnnLstmAttention
 
 
@@ -109,8 +133,29 @@ class Fusion:
     dropout: Share = 0.3
 
 
-Kind = Literal["linear", "mlp", "cnn", "rnn", "lstm", "attention", "cnn_lstm_attention", "fusion"]
-ModelSpec = Linear | Mlp | Cnn | Rnn | Lstm | Attention | CnnLstmAttention | Fusion
+Kind = Literal[
+    "linear",
+    "mlp",
+    "cnn",
+    "rnn",
+    "lstm",
+    "attention",
+    "cnn_lstm_attention",
+    "fusion",
+    "discriminator",
+    "moments",
+]
+Generative = Discriminator | Moments
+ModelSpec = Branch | Fusion | Generative
+
+
+def streams_read(spec: ModelSpec) -> set[str]:
+    """Returns the names of the streams that a model reads; of a fusion, of its branches.
+
+    >>> streams_read(Linear(kind="linear", stream="pooled"))
+    {'pooled'}
+    """
+    return {branch.stream for branch in (spec.branches if isinstance(spec, Fusion) else (spec,))}
 
 
 def kinds_of(spec: ModelSpec) -> tuple[Kind, ...]:

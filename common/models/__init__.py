@@ -16,9 +16,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from sottovoce.common.model_specs import Fusion, ModelSpec
+from sottovoce.common.model_specs import Discriminator, Fusion, ModelSpec, Moments
 from sottovoce.common.models.encoders import Encoder, Inputs, Lengths, encoder
 from sottovoce.common.models.fusion import DecisionFusion, DeepFusion, FeatureFusion
+from sottovoce.common.models.generative import generative
 from sottovoce.common.streams import torch_seed
 
 
@@ -48,6 +49,8 @@ def streams_of(model: nn.Module) -> set[str]:
 
 
 def _build(spec: ModelSpec, widths: Mapping[str, int], n_classes: int) -> nn.Module:
+    if isinstance(spec, Discriminator | Moments):
+        return generative(spec, widths[spec.stream], n_classes)
     if not isinstance(spec, Fusion):
         return Classifier(encoder(spec, widths), n_classes)
     branches = [encoder(branch, widths) for branch in spec.branches]

@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
-Loss = Literal["cross_entropy", "focal"]
+Loss = Literal["cross_entropy", "focal", "hinge", "label_score"]
 FOCAL_GAMMA = 2.0  # Lin et al. 2017
 
 
@@ -23,7 +23,14 @@ def per_example(
     label_smoothing: float = 0.0,
     class_weights: Sequence[float] | None = None,
 ) -> Tensor:
-    """Returns one loss for each recording, (B,)."""
+    """Returns one loss for each recording, (B,).
+
+    `hinge` is a discriminator's on real rows: max(0, 1 - score of the label). `label_score` is minus that score: its
+    gradient is the row itself, so that a step sums rows by class (`Moments`).
+    """
+    if loss == "hinge" or loss == "label_score":
+        score = logits.gather(1, labels[:, None])[:, 0]
+        return (1.0 - score).relu() if loss == "hinge" else -score
     log_probs = logits.log_softmax(dim=1)
     at_label = log_probs.gather(1, labels[:, None])[:, 0]
     if loss == "focal":
