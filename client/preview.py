@@ -182,7 +182,7 @@ def _releases(study: Study, charges: Sequence[AnyCharge]) -> Iterator[Release]:
     if not n_counts_of(study):
         return
     n_classes = len(study.labels.classes)
-    form = f"how often each of {n_classes} classes was taken for each, over withheld patients"
+    form = f"how often each of {n_classes} classes was taken for each, over withheld patients{_groups(study)}"
     granted = next((charge.steps for charge in charges if charge.what == COUNTS), None)
     masked = ", masked: read only in the sum of all hospitals" if study.sums_are_secure else ""
     yield Release(
@@ -192,6 +192,11 @@ def _releases(study: Study, charges: Sequence[AnyCharge]) -> Iterator[Release]:
         n_most=granted,
         charge=words.get(COUNTS),
     )
+
+
+def _groups(study: Study) -> str:
+    names = [table.name for table in study.tables.all[1:]]
+    return f"; the same of each group ({'; '.join(names)}), all in one release" if names else ""
 
 
 def _form(study: Study) -> str:

@@ -33,6 +33,8 @@ def learned_of(study: Study) -> Iterator[tuple[str, str]]:
             COORDINATOR,
             "where a round is repeated with other hospitals lost, possibly a single update after all",
         )
+    if study.evaluation.groups is not None and (isinstance(spec, NoPrivacy) or spec.counts_noise_multiplier):
+        yield COORDINATOR, f"how well the model does for each group: {_group_names(study)}; {_worth(study)}"
     if isinstance(spec, NoPrivacy) and not study.sums_are_secure:
         yield (
             COORDINATOR,
@@ -137,6 +139,10 @@ def _certainty(epsilon: float) -> str:
     share = 1.0 if epsilon > 50 else 1.0 / (1.0 + math.exp(-epsilon))
     # Rounded up: a bound that is printed too low would be none.
     return f"{math.ceil(1000 * share) / 10:.1f} %"
+
+
+def _group_names(study: Study) -> str:
+    return "; ".join(table.name for table in study.tables.all[1:])
 
 
 def _worth(study: Study) -> str:

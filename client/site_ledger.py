@@ -46,6 +46,7 @@ from sottovoce.common.sums import COUNTS, UPDATE, roster_digest
 
 KEYS, POLICY_FILE, OUTBOX, WITHDRAWN_FILE = "keys", "policy.toml", "outbox", "withdrawn.jsonl"
 SECURE = "secure"  # identity, rosters and marks of secure sums
+MOST_TEXT = 300  # of a fact in an approval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,7 +327,7 @@ def request_of(study: Study, domain: str) -> Request:
         noise="secret",
         delta=USUAL_DELTA,
         charges=(),
-        facts={"study": study.name, MODEL: " ".join(kinds_of(study.model))},
+        facts={"study": study.name, MODEL: " ".join(kinds_of(study.model)), **_groups(study)},
     )
     if isinstance(spec, NoPrivacy):
         return request
@@ -338,6 +339,12 @@ def request_of(study: Study, domain: str) -> Request:
         charges=charges_of(study),
         sites_per_patient=spec.max_sites_per_patient,
     )
+
+
+def _groups(study: Study) -> dict[str, str]:
+    """Returns which groups evaluation tells apart, for the approver's signature; nothing where there are none."""
+    names = "; ".join(table.name for table in study.tables.all[1:])
+    return {"groups": names if len(names) <= MOST_TEXT else f"{names[: MOST_TEXT - 1]}…"} if names else {}
 
 
 def charges_of(study: Study) -> tuple[AnyCharge, ...]:

@@ -46,7 +46,6 @@ def update_mechanism(spec: DistributedPrivacy, *, n_sites: int) -> DistributedMe
     )
 
 
-@lru_cache(maxsize=64)
 def counts_mechanism(spec: DistributedPrivacy, *, n_sites: int, tables: Tables) -> DistributedMechanism:
     """Returns what evaluation counts go through: all withheld patients, each with at most `counts_utterances`.
 
@@ -60,22 +59,31 @@ def counts_mechanism(spec: DistributedPrivacy, *, n_sites: int, tables: Tables) 
             "This study pays for no evaluation counts: privacy.counts_noise_multiplier is missing."
         )
     norm = counts_norm(spec.counts_utterances, tables.per_recording)
+    return _counts_mechanism(
+        spec, n_sites, norm=norm, noise_multiplier=spec.counts_noise_multiplier, n_cells=tables.n_cells
+    )
+
+
+@lru_cache(maxsize=64)
+def _counts_mechanism(
+    spec: DistributedPrivacy, n_sites: int, *, norm: float, noise_multiplier: float, n_cells: int
+) -> DistributedMechanism:
     finest = finest_grid(
         clip_norm=norm,
-        noise_multiplier=spec.counts_noise_multiplier,
+        noise_multiplier=noise_multiplier,
         n_sites=n_sites,
         n_min=spec.n_min,
         n_colluding=spec.n_colluding,
         cap=spec.n_patients_public,
-        n_parameters=tables.n_cells,
+        n_parameters=n_cells,
     )
     return _mechanism(
         spec,
         n_sites,
         clip_norm=norm,
-        noise_multiplier=spec.counts_noise_multiplier,
+        noise_multiplier=noise_multiplier,
         cap=spec.n_patients_public,
-        n_parameters=tables.n_cells,
+        n_parameters=n_cells,
         grid=2.0 ** math.ceil(math.log2(finest)),  # the next power of two that is no finer
     )
 

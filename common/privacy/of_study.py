@@ -90,11 +90,14 @@ def tables(study: Study, *, target_epsilon: float | None = None) -> Iterator[tup
             from sottovoce.common.privacy import planning_local
 
             n_counts, rounds = study.n_evaluations, study.federation.rounds
-            yield from planning_local.tables(spec, rounds, n_counts=n_counts, target_epsilon=target_epsilon)
+            found = planning_local.tables(spec, rounds, n_counts=n_counts, target_epsilon=target_epsilon)
         case DistributedPrivacy():
             from sottovoce.common.privacy import planning_distributed
 
-            yield from planning_distributed.tables(study, spec, target_epsilon=target_epsilon)
+            found = planning_distributed.tables(study, spec, target_epsilon=target_epsilon)
+    names = [table.name for table in study.tables.all]
+    for name, table in found:
+        yield name, {**table, "counted": names} if name == "study" else table
 
 
 def distributed_events(study: Study, spec: DistributedPrivacy) -> list[DistributedEvent]:

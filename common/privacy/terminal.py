@@ -49,7 +49,7 @@ def _in_one_hospital(found: Row) -> Row:
         "private steps": f"{found['steps']:,} ({found['rounds']} rounds and {found['spare_rounds']} spare)",
         "noise": f"{found['noise_multiplier']:g} times the clipping norm",
         "draw": _draw(found, unit, "at most"),
-        "evaluation": _counts(found["evaluation_counts"]),
+        "evaluation": _counts(found["evaluation_counts"], found["counted"]),
     }
 
 
@@ -62,7 +62,7 @@ def _in_all(found: Row) -> Row:
         f"is {found['noise_added']:.2f}",
         "draw": _draw(found, "patient", "of each hospital at most"),
         "parameters": f"{found['n_parameters']:,}",
-        "evaluation": _counts(found["evaluation_counts"]),
+        "evaluation": _counts(found["evaluation_counts"], found["counted"]),
     }
 
 
@@ -70,11 +70,12 @@ def _draw(found: Row, unit: str, at_most: str) -> str:
     return f"each {unit} with probability {found['sampling_prob']:g}, {at_most} {found['draw_cap']:,} at once"
 
 
-def _counts(events: list[Row]) -> str:
+def _counts(events: list[Row], names: list[str]) -> str:
     if not events:
         return "no counts leave a site: the study pays for none"
     (event,) = events
-    return f"{event['steps']} releases of counts, noise {event['noise_multiplier']:g}"
+    of = f" of {len(names)} tables together ({', '.join(names)})" if len(names) > 1 else ""
+    return f"{event['steps']} releases of counts{of}, noise {event['noise_multiplier']:g}"
 
 
 def _side(what: str, epsilon: float | None) -> Row:

@@ -36,7 +36,17 @@ from sottovoce.simulations import site_ledgers
 from sottovoce.simulations.engines import open_exchange
 from tests.fakes import recorded
 from tests.fakes.recorded import Recorded
-from tests.fakes.sites import DISTRIBUTED, LINEAR, LOCAL, N_CLASSES, NONE, SGD, write_sites, write_study
+from tests.fakes.sites import (
+    DISTRIBUTED,
+    GROUPS,
+    LINEAR,
+    LOCAL,
+    N_CLASSES,
+    NONE,
+    SGD,
+    write_sites,
+    write_study,
+)
 
 APP = "tests.fakes.recorded:recording_app"
 PLAIN, SECURE = "secure_sum = false", "secure_sum = true"
@@ -48,6 +58,7 @@ STUDIES = {
     "local, no counts": (LOCAL.replace("counts_noise_multiplier = 1.0, counts_utterances = 2", ""), PLAIN),
     "distributed": (DISTRIBUTED, ""),
 }
+WITH_GROUPS = ("none", "local, secure sums", "distributed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +81,7 @@ def study_file(folder: Path, name: str, *, n_sites: int = 3) -> Path:
         model=LINEAR,
         training=SGD,
         federation=federation,
+        evaluation=GROUPS if name in WITH_GROUPS else "",
     )
     n = n_parameters_of(load(path))
     path.write_text(path.read_text().replace("n_parameters = 21", f"n_parameters = {n}"))
@@ -191,6 +203,15 @@ def test_releases_say_how_often_and_at_which_charge(folder: Path) -> None:
     assert {message.phase for message in unpaid.messages} == {"query", "train"}
 
 
+def test_releases_name_every_table_of_counts(folder: Path) -> None:
+    _, counts = shown_once(folder, "distributed").releases
+    assert (
+        "the same of each group (sex female; sex male), all in one release, with noise, masked" in counts.form
+    )
+    _, alone = shown_once(folder, "local").releases
+    assert "group" not in alone.form
+
+
 def test_mode_none_promises_nothing_in_every_place(folder: Path) -> None:
     found = shown_once(folder, "none")
     assert (found.stamp, found.epsilon) == ("NOT PRIVATE", ())
@@ -235,6 +256,7 @@ def test_the_paragraph_has_the_figure_what_it_means_and_what_it_does_not(tmp_pat
         ("none", "exact counts of mistakes"),
         ("none, secure sums of 16 bits", "possibly a single update"),
         ("local, secure sums", "only sums of at least 3 hospitals"),
+        ("local, secure sums", "how well the model does for each group: sex female; sex male"),
         ("distributed", "1 other hospital"),
     ],
 )

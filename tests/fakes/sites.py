@@ -19,7 +19,7 @@ model = {model}
 training = {training}
 federation = {{ n_sites = {n_sites}, rounds = {rounds}, partition = {{ kind = "speaker_blocks" }}{federation} }}
 privacy = {privacy}
-evaluation = {{ folds = {{ kind = {folds}, k = 2 }}, every_rounds = 2 }}
+evaluation = {{ folds = {{ kind = {folds}, k = 2 }}, every_rounds = 2{evaluation} }}
 """
 MLP = '{ kind = "mlp", stream = "pooled", hidden = 5, dropout = 0.3 }'
 ADAM = '{ learning_rate = 0.05, optimiser = "adam", batch_size = 5, local_epochs = 2 }'
@@ -36,6 +36,7 @@ counts_noise_multiplier = 1.0, counts_utterances = 2 }"""
 DISTRIBUTED = """{ mode = "distributed", clip_norm = 1.0, noise_multiplier = 1.0, sampling_prob = 0.75, \
 n_patients_public = 8, expected_patients = 2.0, n_parameters = 21, n_min = 3, n_colluding = 1, delta = 0.01, \
 small_population = true, seeded_noise = true, counts_noise_multiplier = 1.0, counts_utterances = 2 }"""
+GROUPS = 'groups = { attributes = { sex = ["female", "male"] } }'
 LINEAR = '{ kind = "linear", stream = "pooled" }'
 SGD = '{ learning_rate = 1.0, optimiser = "sgd" }'
 
@@ -50,8 +51,9 @@ def write_study(
     privacy: str = NONE,
     streams: str = ONE_STREAM,
     federation: str = "",
+    evaluation: str = "",
 ) -> Path:
-    """Writes a study file; `federation` is more of its table, such as "secure_sum = true"."""
+    """Writes a study file; `federation` and `evaluation` are more of these tables, such as "secure_sum = true"."""
     folds = '"by_speaker"' if privacy == NONE else '"by_patient_hash"'
     text = STUDY.format(
         n_sites=n_sites,
@@ -62,6 +64,7 @@ def write_study(
         folds=folds,
         streams=streams,
         federation=f", {federation}" if federation else "",
+        evaluation=f", {evaluation}" if evaluation else "",
     )
     path.write_text(text)
     return path
@@ -102,5 +105,10 @@ def _example(key: str, index: int, centres: np.ndarray, draw: np.random.Generato
     features = (centres[label] + 0.5 * draw.normal(size=centres.shape[1])).astype(np.float32)
     speaker = f"{key.split('/')[0]}-speaker-{index % 4}"
     return Example(
-        key=key, label=label, speaker=speaker, patient=speaker, groups={}, features={"pooled": features}
+        key=key,
+        label=label,
+        speaker=speaker,
+        patient=speaker,
+        groups={"sex": ("female", "male")[index % 2]},
+        features={"pooled": features},
     )
