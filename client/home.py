@@ -8,6 +8,8 @@
     tls/                   ca.crt, site.crt and site.key (mutual TLS), node.key (Flower's node authentication)
     ledger/                the site's ledger: keys, policy, entries, identity for envelopes and secure sums
     studies/DIGEST/        study.toml and offer.json, as the coordinator offered it; features/, computed here
+    state/                 what this site keeps of its own between the rounds of a study (client/personal.py)
+    weights/               public files that studies name by their SHA-256, put here by the administrator
     run/                   what the agent needs from one start to the next: status, journal, sequence marks, logs
 
 Guarantees:
@@ -116,6 +118,16 @@ class Hospital:
     def run(self) -> Path:
         """What the agent keeps from one start to the next."""
         return self.folder / "run"
+
+    @property
+    def state(self) -> Path:
+        """What this site keeps of its own between the rounds of a study."""
+        return self.folder / "state"
+
+    @property
+    def weights(self) -> Path:
+        """Public files that studies name by their SHA-256; an installed package may have them too."""
+        return self.folder / "weights"
 
     def study_folder(self, digest: str) -> Path:
         """Where a study lies. Raises: DeploymentError for what is no digest."""

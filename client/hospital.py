@@ -61,6 +61,7 @@ from sottovoce.common.flower import (
     error_reply,
 )
 from sottovoce.common.ledger.store import HEAD_FILE, LEDGER_FILE
+from sottovoce.common.pretrained import looking_in
 from sottovoce.common.records import pack, unpack
 from sottovoce.common.sealing import content_of, records_of, unwrapped, with_content, wrapped
 from sottovoce.common.study import Study
@@ -179,6 +180,7 @@ def _check_instruction(study: Study, records: RecordDict) -> None:
     config = records.get(CONFIG)
     told: dict[str, Any] = dict(config) if isinstance(config, ConfigRecord) else {}
     whole = [told.get(name) for name in ("seed", "fold", "round", "rounds")]
+    whole += [told["counted"]] if "counted" in told else []
     if not all(type(number) is int for number in whole) or not is_of_study(
         study,
         seed=told["seed"],
@@ -187,6 +189,7 @@ def _check_instruction(study: Study, records: RecordDict) -> None:
         rounds=told["rounds"],
         proximal_mu=told.get("proximal-mu", -1.0),
         leaks=told.get("leaking-split", False),
+        counted=told.get("counted"),
     ):
         raise EnvelopeRefused("instruction", NOT_OF_THE_STUDY)
 
@@ -207,13 +210,15 @@ def _answered(hospital: Hospital, study: Study, question: Message, context: Cont
             "site-folder": str(open_features(hospital, digest)),
             "study-file": str(hospital.study_file(digest)),
             "ledger-folder": str(hospital.ledger),
+            "state-folder": str(hospital.state),
             "device": _device(hospital.settings.device),
         },
         context.state,  # itself, not a copy: a secure sum's secrets go from phase to phase in it
         {},
     )
     try:
-        return plain_app(question, own)
+        with looking_in(hospital.weights):
+            return plain_app(question, own)
     except Refusal as refusal:
         return error_reply(question, str(refusal))
     except Exception as error:

@@ -1,17 +1,31 @@
 """What a coordinator may tell a site to do in a study: the study's own seeds, folds, rounds and pull, no others."""
 
 from sottovoce.common.folds import n_folds
-from sottovoce.common.study import FedProx, Study
+from sottovoce.common.study import FedProx, Scaffold, Study
 
 NOT_OF_THE_STUDY = "Expected the study's own rounds, folds, seeds and pull; this site was told others."
 
 
 def is_of_study(
-    study: Study, *, seed: int, fold: int, round: int, rounds: int, proximal_mu: float, leaks: bool
+    study: Study,
+    *,
+    seed: int,
+    fold: int,
+    round: int,
+    rounds: int,
+    proximal_mu: float,
+    leaks: bool,
+    counted: int | None = None,
 ) -> bool:
-    """Says whether an instruction is one that a run of this study has. What it has need not be believed of anybody."""
+    """Says whether an instruction is one that a run of this study has. What it has need not be believed of anybody.
+
+    `counted` is the last round whose update was used, as a study with SCAFFOLD tells each site, and no other does.
+    """
     strategy = study.federation.strategy
     mu = strategy.mu if isinstance(strategy, FedProx) else 0.0
+    tells = isinstance(strategy, Scaffold)
+    if counted is not None and not (tells and 0 <= counted < round):
+        return False
     return (
         (rounds, proximal_mu, leaks) == (study.federation.rounds, mu, False)
         and 1 <= round <= rounds

@@ -50,6 +50,7 @@ FLOAT32 = np.dtype(np.float32)
 FOREVER_SECONDS = 1e9
 POLL_SECONDS = 0.02  # on Flower's own grids, which cannot be waited on; they themselves sleep 0.1 s or 3 s
 ARRAYS, METRICS, CONFIG, LEDGER, SECAGG = "arrays", "metrics", "config", "ledger", "secagg"
+CONTROL, COUNTED = "control", "counted"  # SCAFFOLD's record of arrays, and its setting
 MAX_CHECKPOINT_CHARS = 1000
 
 Scalar = str | int | float | bool
@@ -223,13 +224,15 @@ def sum_message(
     config: ConfigRecord,
     *,
     arrays: ArrayRecord | None,
+    control: ArrayRecord | None = None,
     group: str,
     ttl: float,
 ) -> Message:
     """Returns a phase's message to one node: `kind` is "train.mask" and the like, `model` the weights' digest."""
     content = RecordDict({CONFIG: config.copy(), SECAGG: ConfigRecord({"body": body, "model": model})})
-    if arrays is not None:
-        content[ARRAYS] = arrays.copy()
+    for name, record in ((ARRAYS, arrays), (CONTROL, control)):
+        if record is not None:
+            content[name] = record.copy()
     return Message(content, node_id, kind, group_id=group, ttl=ttl)
 
 
@@ -256,10 +259,19 @@ def sum_reply_of(message: Message) -> SumReply:
 
 
 def instruction(
-    kind: str, node_id: int, arrays: ArrayRecord, config: ConfigRecord, *, group: str, ttl: float
+    kind: str,
+    node_id: int,
+    arrays: ArrayRecord,
+    config: ConfigRecord,
+    *,
+    control: ArrayRecord | None = None,
+    group: str,
+    ttl: float,
 ) -> Message:
     """Returns a message to one node. The records are copied, the arrays in them are shared."""
     content = RecordDict({ARRAYS: arrays.copy(), CONFIG: config.copy()})
+    if control is not None:
+        content[CONTROL] = control.copy()
     return Message(content, node_id, kind, group_id=group, ttl=ttl)
 
 

@@ -45,6 +45,7 @@ ALIGNMENT = 16
 Kind = Literal["arrays", "metrics", "config"]
 KINDS: Mapping[str, Kind] = {
     "arrays": "arrays",
+    "control": "arrays",
     "metrics": "metrics",
     "config": "config",
     "secagg": "config",

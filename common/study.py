@@ -16,8 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
+from sottovoce.common import encoders, privacy_specs, transfer_specs
 from sottovoce.common import groups as speaker_groups
-from sottovoce.common import privacy_specs, transfer_specs
 from sottovoce.common.config import Interval, build, canonical
 from sottovoce.common.errors import StudyError
 from sottovoce.common.feature_specs import FeatureStream, Frames
@@ -487,6 +487,7 @@ def combinations(study: Study) -> list[str]:
         *_label_problems(study.labels),
         *(speaker_groups.problems(study.evaluation.groups) if study.evaluation.groups else ()),
         *_stream_problems(study),
+        *_encoder_problems(study),
         *transfer_specs.problems(study),
         *_training_problems(study),
         *_federation_problems(study),
@@ -596,6 +597,18 @@ def _normalisation_problems(study: Study) -> list[str]:
                 f"{stream.name!r} has none in mean or in deviation. `sottovoce study new` writes some."
             )
     return problems
+
+
+def _encoder_problems(study: Study) -> list[str]:
+    found = encoders.problems(study.streams, study.audio.sample_rate_hz)
+    masks = study.training.augmentation.time_masks or study.training.augmentation.band_masks
+    for stream in study.streams:
+        if masks and stream.encoders and stream.pooling == "none":
+            found.append(
+                "training.augmentation: expected no time_masks and band_masks beside a sequence of an encoder; "
+                f"{stream.name!r} is one, and its columns are no bands."
+            )
+    return found
 
 
 def _federation_problems(study: Study) -> list[str]:

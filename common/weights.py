@@ -138,6 +138,11 @@ def to_state_dict(weights: Weights) -> "dict[str, Tensor]":
     return {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
 
 
+def digest_beside(weights: Weights, beside: Weights | None) -> str:
+    """Returns the digest of weights, and of a second set of the same names where there is one."""
+    return digest(weights if beside is None else {**weights, **{f"beside/{n}": a for n, a in beside.items()}})
+
+
 def digest(weights: Weights) -> str:
     """Returns SHA-256 over name, dtype, shape and little-endian bytes of each tensor, in order."""
     total = hashlib.sha256(b"sottovoce/weights/1\n")

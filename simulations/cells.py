@@ -37,7 +37,6 @@ from sottovoce.common.weights import from_state_dict
 from sottovoce.server.exchange import Exchange, GridExchange
 from sottovoce.server.rounds import Cell, Outcome, RoundRecord, run, run_alone
 from sottovoce.simulations import site_ledgers
-from sottovoce.simulations.baselines import fit_predict
 from sottovoce.simulations.engines import open_exchange
 
 POOLED = "pooled"
@@ -224,6 +223,8 @@ def _model(job: Job, study: Study, data: SiteData) -> nn.Module:
 
 
 def _baseline(job: Job, study: Study, on_round: OnRound) -> tuple[list[Prediction], None]:
+    from sottovoce.simulations.baselines import fit_predict  # scikit-learn: as long to import as all the rest
+
     began = time.monotonic()
     data = SiteData.open(job.pooled)
     hidden = _withheld(job, study, data)

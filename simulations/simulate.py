@@ -50,6 +50,7 @@ from sottovoce.simulations.run_folder import (
     write_text,
 )
 
+STATES = "states"  # what sites keep from round to round; with the checkpoints, until the run is done
 WORK = "work"  # a run's own copy of the features, by site; removed when the run is done
 
 
@@ -156,6 +157,7 @@ def _go(
     done = _compute_all(run, study, facts, jobs, len(sites), on_event)
     _finish(run, study, replace(facts, cells=done, ended=now()), jobs)
     shutil.rmtree(run / WORK)
+    shutil.rmtree(run / STATES, ignore_errors=True)
 
 
 def _job(run: Path, cell: Cell, execution: Execution) -> Job:
@@ -166,6 +168,7 @@ def _job(run: Path, cell: Cell, execution: Execution) -> Job:
         pooled=run / WORK / "pooled",
         ledgers=run / WORK / "ledgers" / cell.name,
         extracts=run / "ledgers" / cell.name,
+        states=run / STATES / cell.name,
         checkpoint=run / "checkpoints" / f"{cell.name}.safetensors",
         rounds=run / "predictions" / f"{cell.name}.rounds.jsonl",
         predictions=run / "predictions" / f"{cell.name}.jsonl",

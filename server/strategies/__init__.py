@@ -3,7 +3,7 @@
 A strategy is a pair of pure functions on flat vectors. It sees the weighted mean of the accepted updates
 (weights after local training minus weights sent) and nothing of any single site.
 
-    strategy = of(study.federation.strategy)
+    strategy = of(study)
     state = strategy.init(weights)
     state = strategy.apply(state, mean_update)
 
@@ -15,34 +15,66 @@ Guarantees:
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from sottovoce.common.study import FedAdam, FedAvg, FedAvgM, FedProx, FedYogi, Strategy
-from sottovoce.server.strategies import fedadam, fedavg, fedavgm, fedprox, fedyogi
+from sottovoce.common.errors import RunError
+from sottovoce.common.schedule import learning_rate_at
+from sottovoce.common.study import FedAdam, FedAvg, FedAvgM, FedProx, FedYogi, Scaffold, Study
+from sottovoce.server.strategies import fedadam, fedavg, fedavgm, fedprox, fedyogi, scaffold
 from sottovoce.server.strategies.state import ServerState, Vector, frozen
 
 __all__ = ["Algorithm", "ServerState", "Vector", "frozen", "of"]
 
 
+Rule = Callable[[ServerState, Vector, float], ServerState]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Algorithm:
-    """A strategy's two functions, and what it asks of the clients."""
+    """A strategy's two functions, and what it asks of the clients.
+
+    `rule` is given the mean update and the part of all sites that it is of. `sends` names the vector of the state that
+    goes to the sites beside the weights.
+    """
 
     init: Callable[[Vector], ServerState]
-    apply: Callable[[ServerState, Vector], ServerState]
+    rule: Rule
     client_config: Mapping[str, float] = field(default_factory=dict)
+    sends: str | None = None
+
+    def apply(self, state: ServerState, mean_update: Vector, *, share: float = 1.0) -> ServerState:
+        """Returns the state after a round; `share` is the part of all sites whose updates are in the mean."""
+        return self.rule(state, mean_update, share)
 
 
-def of(spec: Strategy) -> Algorithm:
+def of(study: Study) -> Algorithm:
     """Returns the strategy that a study names."""
+    spec = study.federation.strategy
     match spec:
         case FedAvg():
-            return Algorithm(init=fedavg.init, apply=fedavg.apply)
+            return Algorithm(init=fedavg.init, rule=_averaged)
         case FedProx():
-            return Algorithm(
-                init=fedavg.init, apply=fedavg.apply, client_config=fedprox.client_config(spec.mu)
-            )
+            config = fedprox.client_config(spec.mu)
+            return Algorithm(init=fedavg.init, rule=_averaged, client_config=config)
         case FedAvgM():
-            return Algorithm(init=fedavgm.init, apply=lambda state, mean: fedavgm.apply(state, mean, spec))
+            return Algorithm(init=fedavgm.init, rule=lambda state, mean, _: fedavgm.apply(state, mean, spec))
         case FedAdam():
-            return Algorithm(init=fedadam.init, apply=lambda state, mean: fedadam.apply(state, mean, spec))
+            return Algorithm(init=fedadam.init, rule=lambda state, mean, _: fedadam.apply(state, mean, spec))
         case FedYogi():
-            return Algorithm(init=fedadam.init, apply=lambda state, mean: fedyogi.apply(state, mean, spec))
+            return Algorithm(init=fedadam.init, rule=lambda state, mean, _: fedyogi.apply(state, mean, spec))
+        case Scaffold():
+            return _scaffold(study, spec)
+
+
+def _averaged(state: ServerState, mean: Vector, _: float) -> ServerState:
+    return fedavg.apply(state, mean)
+
+
+def _scaffold(study: Study, spec: Scaffold) -> Algorithm:
+    steps = study.steps_per_round
+    if steps is None:
+        raise RunError("Expected training.steps_per_round in a study with 'scaffold'; it has none.")
+
+    def rule(state: ServerState, mean: Vector, share: float) -> ServerState:
+        rate = learning_rate_at(study.training, state.round + 1, study.federation.rounds)
+        return scaffold.apply(state, mean, eta=spec.server_learning_rate, descent=steps * rate, share=share)
+
+    return Algorithm(init=scaffold.init, rule=rule, sends=scaffold.CONTROL)

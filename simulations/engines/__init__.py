@@ -33,13 +33,15 @@ def open_exchange(
     study_file: Path,
     ledgers: Path | None = None,
     secure: Path | None = None,
+    states: Path | None = None,
     without_privacy: bool = False,
     app: str = CLIENT_APP,
 ) -> Iterator[Exchange]:
     """Opens the engine over sites, by name with the folder of their data; closes it with the block.
 
     An exchange may be used for many cells, one after the other. A private study wants `ledgers`, with a folder for
-    each site's name; secure sums without ledgers (mode `none`) want `secure`. `without_privacy` runs a study as
+    each site's name; secure sums without ledgers (mode `none`) want `secure`. `states` is for what sites keep between rounds,
+    where the study's strategy asks for that. `without_privacy` runs a study as
     a twin for comparison (engine `inprocess`).
 
     Raises:
@@ -56,6 +58,8 @@ def open_exchange(
             settings["ledgers-folder"] = str(ledgers)
         if secure is not None:
             settings["secure-folders"] = str(secure)
+        if states is not None:
+            settings["state-folders"] = str(states)
         from sottovoce.simulations.engines.ray import open_ray_grid
 
         with open_ray_grid(load_app(app), sites, settings, workers=execution.workers) as (grid, names):
@@ -64,7 +68,11 @@ def open_exchange(
     nodes = [
         Node(
             site=site,
-            config={"site-folder": str(folder), **_own(site, ledgers, secure, study_file, without_privacy)},
+            config={
+                "site-folder": str(folder),
+                **_own(site, ledgers, secure, study_file, without_privacy),
+                **({} if states is None else {"state-folder": str(states / site)}),
+            },
         )
         for site, folder in sites.items()
     ]

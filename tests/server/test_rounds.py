@@ -90,7 +90,7 @@ def test_the_initial_weights_are_left_as_they_were() -> None:
 
 
 def test_init_and_apply_are_pure() -> None:
-    algorithm, layout = strategies.of(FEDADAM), Layout.of(weights_of())
+    algorithm, layout = strategies.of(study_of(strategy=FEDADAM)), Layout.of(weights_of())
     state = rounds.init(algorithm, layout, weights_of())
     collected = Collected(total=np.ones(layout.size), weight=2.0, loss=3.0)
     first, diagnostics = rounds.apply(algorithm, state, collected)

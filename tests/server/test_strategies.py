@@ -9,7 +9,7 @@ from sottovoce.common import study
 from sottovoce.server import strategies
 from sottovoce.server.strategies import ServerState
 from sottovoce.simulations.engines.inprocess import InProcessGrid
-from tests.fakes.federations import honest_app, nodes_of
+from tests.fakes.federations import honest_app, nodes_of, study_of
 
 SPECS = [
     study.FedAvg(kind="fedavg"),
@@ -27,7 +27,7 @@ def vector(*values: float) -> np.ndarray:
 
 
 def after(spec: study.Strategy, start: np.ndarray, *updates: np.ndarray) -> ServerState:
-    strategy = strategies.of(spec)
+    strategy = strategies.of(study_of(strategy=spec))
     state = strategy.init(start)
     for update in updates:
         state = strategy.apply(state, update)
@@ -41,10 +41,10 @@ def test_fedavg_adds_the_mean_update() -> None:
 
 
 def test_fedprox_is_fedavg_and_tells_the_clients_its_strength() -> None:
-    strategy = strategies.of(study.FedProx(kind="fedprox", mu=0.3))
+    strategy = strategies.of(study_of(strategy=study.FedProx(kind="fedprox", mu=0.3)))
     assert strategy.client_config == {"proximal-mu": 0.3}
-    plain = strategies.of(study.FedAvg(kind="fedavg"))
-    assert (strategy.init, strategy.apply, plain.client_config) == (plain.init, plain.apply, {})
+    plain = strategies.of(study_of(strategy=study.FedAvg(kind="fedavg")))
+    assert (strategy.init, strategy.rule, plain.client_config) == (plain.init, plain.rule, {})
 
 
 def test_fedavgm_by_hand() -> None:
@@ -118,7 +118,7 @@ def flowers_rounds(spec: study.Strategy, start: np.ndarray, returned: list[list[
 def test_three_rounds_equal_flowers_own_but_for_its_bias_correction(spec: study.Strategy) -> None:
     random = np.random.default_rng(3)
     start = random.normal(size=200).astype(np.float32)
-    strategy = strategies.of(spec)
+    strategy = strategies.of(study_of(strategy=spec))
     state, returned = strategy.init(start), []
     for _ in range(3):
         steps = np.asarray(0.1 * random.normal(size=(4, 200)), np.float32)
@@ -132,7 +132,7 @@ def test_three_rounds_equal_flowers_own_but_for_its_bias_correction(spec: study.
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.kind)
 def test_apply_is_pure(spec: study.Strategy) -> None:
     start, update = vector(1.0, 2.0), vector(0.5, -0.5)
-    strategy = strategies.of(spec)
+    strategy = strategies.of(study_of(strategy=spec))
     state = strategy.init(start)
     first, second = strategy.apply(state, update), strategy.apply(state, update)
     np.testing.assert_array_equal(first.weights, second.weights)
