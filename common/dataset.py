@@ -362,6 +362,12 @@ def _times(values: Array, public_map: Columns | None) -> Array:
     return np.asarray(np.einsum("...i,ij->...j", values.astype(np.float64), public_map), np.float32)
 
 
+def figures_of(data: SiteData, stream: str) -> tuple[Columns, Columns]:
+    """Returns mean and deviation of each column over all valid rows; a deviation of 0 where a column is constant."""
+    found = _moments(_Clips(data, stream, range(len(data))))
+    return found.centre, found.scale
+
+
 @dataclass(frozen=True)
 class _Affine:
     """Centre and scale of each column. A column of scale 0 is constant: it becomes zero."""

@@ -16,7 +16,7 @@ Guarantees:
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -27,13 +27,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as to_bytes
 
-from sottovoce.common.config import Interval, build, canonical
+from sottovoce.common.config import Interval, as_plain, build, canonical
 from sottovoce.common.errors import WeightsError
 from sottovoce.common.files import write_whole
 from sottovoce.common.keys import SigningKey, verified
 from sottovoce.common.weights import digest
 
-FORMAT = 1
 LABEL = "sottovoce/initial/1\n"
 MAX_BYTES = 1_000_000_000
 MAX_HEADER_BYTES = 1_000_000
@@ -65,7 +64,7 @@ class Statement:
     `study` is the digest of the study as it was trained: without what it takes from an initial file.
     """
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     signed_by: Name
     corpora: Annotated[tuple[PublicCorpus, ...], Interval(1, 20)]
     study: Sha256
@@ -191,10 +190,24 @@ def _refuse(name: str, expected: str) -> NoReturn:
 def _statement(text: str) -> Statement:
     problems: list[str] = []
     statement = build(Statement, json.loads(text), "statement", problems)
-    # It is shown at a terminal, to whoever approves a study.
-    if statement is None or not text.isprintable():
+    if statement is None:
         raise ValueError(problems)
+    # It is shown at a terminal, to whoever approves a study: no sign of it may be one that a terminal obeys.
+    if not all(word.isprintable() for word in _words(as_plain(statement))):
+        raise ValueError("signs that cannot be printed")
     return statement
+
+
+def _words(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield name
+            yield from _words(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _words(item)
 
 
 def _signed(statement: Statement, tensors: Mapping[str, Any]) -> bytes:

@@ -197,6 +197,31 @@ def write_site(
 
     Raises:
         AudioError: a recording that was good a moment ago no longer is.
+        WeightsError: the study takes figures from an initial file that is not here, or that does not fit.
+    """
+    figures, maps = public_figures(study)
+    raw = folder.with_name(folder.name + ".raw")
+    shutil.rmtree(raw, ignore_errors=True)  # of an attempt that was killed
+    data = normalise(
+        write_as_computed(study, prepared, site, raw, cache, trains=trains), figures, folder, maps=maps
+    )
+    shutil.rmtree(raw)
+    return data
+
+
+def write_as_computed(
+    study: Study,
+    prepared: Prepared,
+    site: str,
+    folder: Path,
+    cache: Path,
+    *,
+    trains: Sequence[bool] | None = None,
+) -> SiteData:
+    """Writes one site's recordings as they are before normalisation, those that enrol a speaker among them.
+
+    Raises:
+        AudioError: a recording that was good a moment ago no longer is.
     """
     shapes = stream_shapes(study.streams, prepared.widths, study.audio, study.frames)
     marks = [True] * len(prepared.recordings) if trains is None else trains
@@ -205,14 +230,7 @@ def write_site(
         for copy in range(study.training.augmentation.copies + 1)
         for mark, (item, features) in zip(marks, _good(study, prepared, cache, copy), strict=True)
     )
-    raw = folder.with_name(folder.name + ".raw")
-    shutil.rmtree(raw, ignore_errors=True)  # of an attempt that was killed
-    figures, maps = public_figures(study)
-    data = normalise(
-        SiteData.write(raw, site=site, shapes=shapes, examples=examples), figures, folder, maps=maps
-    )
-    shutil.rmtree(raw)
-    return data
+    return SiteData.write(folder, site=site, shapes=shapes, examples=examples)
 
 
 def _stream(

@@ -2,8 +2,8 @@
 
     public_map = fit(data, "many", by="pca", columns=32)       # (D, 32), applied by `dataset.normalise`
 
-Under differential privacy noise goes to every trained number; a linear head on 32 columns has a fraction of the numbers of
-one on 800, and directions in which public voices differ are those in which private ones do.
+Under differential privacy noise goes to every trained number, and a linear head on 32 columns has a fraction of the
+numbers of one on 800. Directions in which public voices differ are those in which private ones do.
 
 Guarantees:
   - Equal data give an equal map, signs included (one machine and thread).
@@ -52,9 +52,9 @@ def fit(data: SiteData, stream: str, *, by: By, columns: int) -> Columns:
     chosen = _upright(directions[:, :columns])
     match by:
         case "pca":
-            return chosen / np.sqrt(values[:columns].mean())
+            return np.asarray(chosen / np.sqrt(values[:columns].mean()))
         case "whitened":
-            return chosen / np.sqrt(values[:columns])
+            return np.asarray(chosen / np.sqrt(values[:columns]))
         case "labels":
             return chosen
 

@@ -26,6 +26,7 @@ from sottovoce.common import pretrained
 from sottovoce.common.config import canonical
 from sottovoce.common.errors import WeightsError
 from sottovoce.common.initial import Initial, load, verify
+from sottovoce.common.model_specs import streams_read
 from sottovoce.common.study import Normalisation, Study
 from sottovoce.common.transfer_specs import FeatureTransfer, initials_of
 from sottovoce.common.weights import Array, from_state_dict
@@ -102,8 +103,8 @@ def start(study: Study, widths: Mapping[str, int], *, seed: int) -> Start:
     has_body = not all(map(is_head, weights))
     if not [name for name in taken if not (has_body and is_head(name))]:
         raise WeightsError(
-            f"transfer: expected an initial file with weights of this model; none of the {len(initial.weights)} tensors "
-            f"of {initial.sha256[:16]}… fits in name and shape. Pretrain with this study's [model] and [[streams]]."
+            f"transfer: expected an initial file with weights of this model; of {initial.sha256[:16]}… none of the "
+            f"{len(initial.weights)} tensors fits by name and shape. Pretrain with this [model] and these streams."
         )
     return Start(
         weights={
@@ -160,8 +161,7 @@ def _needed(study: Study) -> Collection[str]:
     """The streams of which the file must have figures: all, or those that are reduced or that the model reads."""
     if study.normalisation.from_initial is not None:
         return [stream.name for stream in study.streams]
-    branches = study.model.branches if study.model.kind == "fusion" else (study.model,)
-    read = {branch.stream for branch in branches} if study.transfer else set()
+    read = streams_read(study.model) if study.transfer else set()
     return [stream.name for stream in study.streams if stream.reduction or stream.name in read]
 
 

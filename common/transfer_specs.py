@@ -51,8 +51,8 @@ class ParameterTransfer:
     """Weights of a public corpus that training leaves only as far as private data insist.
 
     A layer d layers below the head learns at `layer_rate_decay` to the d-th of the rate (Howard and Ruder 2018). `pull`
-    adds `pull` * (weight - initial weight) to the gradient of each weight that came from the file: L2-SP (Li, Grandvalet
-    and Davoine 2018), whose alpha it is.
+    is alpha of L2-SP (Li, Grandvalet and Davoine 2018): `pull` * (weight - initial weight) is added to the gradient of
+    each weight that came from the file.
     """
 
     kind: Literal["parameter"]

@@ -86,7 +86,13 @@ def invite(
 
     opened = CoordinatorHome.open(home)
     _must_be_a_folder(out)
-    write_whole(out, invitation(opened, name, role=_one_of("--role", role), hours=hours).encode(), mode=0o600)
+    write_whole(
+        out,
+        invitation(
+            opened, name, role=_choice("--role", role, ("site", "auditor", "admin")), hours=hours
+        ).encode(),
+        mode=0o600,
+    )
     typer.echo(f"Wrote {out}: whoever has it first is {name!r}. It can be used once, within {hours:g} hours.")
 
 
@@ -160,6 +166,77 @@ def resume(
     found = DeployedRun.open(opened, name)
     take_up(found)
     _follow(found, detach=detach, as_json=False)
+
+
+@server_app.command()
+def pretrain(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="The study file that will use the result.")],
+    data: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME=DIR", help="Public recordings; NAME= may be left out for the study's one corpus."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="Where to write, say voices.initial.safetensors.")
+    ],
+    method: Annotated[
+        str, typer.Option(help="supervised, masked_frames, or statistics: no weights.")
+    ] = "supervised",
+    reduction: Annotated[
+        int | None, typer.Option(min=1, metavar="K", help="Also reduce the model's streams to K columns.")
+    ] = None,
+    reduction_by: Annotated[str, typer.Option(help="pca, whitened, or labels (LDA).")] = "pca",
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="As many as the study's rounds have by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of initial weights and orders.")] = 0,
+    key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A signing key; a new one beside the result by default."),
+    ] = None,
+    signed_by: Annotated[
+        str, typer.Option(metavar="NAME", help="Who signs, as hospitals will read it.")
+    ] = "",
+    workers: Annotated[int, typer.Option(min=1, help="Processes that compute features.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Learn from public recordings what a study can start from: figures, a reduction, weights. Signed.
+
+    No recordings at hand: `sottovoce corpus synthesize DIR` makes some.
+    """
+    from sottovoce.common.progress import show_progress
+    from sottovoce.common.study import load
+    from sottovoce.server.pretrain import Plan, lines_for_study, named_sources, pretrain, signing_key
+
+    loaded = load(study)
+    plan = Plan(
+        method=_choice("--method", method, ("supervised", "masked_frames", "statistics")),
+        columns=reduction,
+        reduction_by=_choice("--reduction-by", reduction_by, ("pca", "whitened", "labels")),
+        n_epochs=epochs,
+        seed=seed,
+    )
+    _must_be_a_folder(out)
+    signer = signing_key(key, out)
+    with show_progress(quiet=as_json) as on_event:
+        made = pretrain(
+            loaded,
+            named_sources(loaded, data),
+            key=signer,
+            out=out,
+            signed_by=_plain("--signed-by", signed_by or f"key {signer.public_hex[:16]}"),
+            plan=plan,
+            workers=workers,
+            device=_choice("--device", device, ("cpu", "cuda")),
+            on_event=on_event,
+        )
+    if as_json:
+        _print_json({"file": str(out), "sha256": made.sha256, "public_key": made.public_key})
+        return
+    typer.echo(f"Wrote {out}: SHA-256 {made.sha256}")
+    typer.echo(f"Signed by {made.public_key}\n\nFor the study:\n\n{lines_for_study(made, loaded)}")
 
 
 @server_app.command()
@@ -282,11 +359,11 @@ def _plain(option: str, text: str) -> str:
     return text
 
 
-def _one_of(option: str, said: str) -> Any:
+def _choice(option: str, said: str, choices: tuple[str, ...]) -> Any:
     from sottovoce.common.errors import DeploymentError
 
-    if said not in ("site", "auditor", "admin"):
-        raise DeploymentError(f"{option}: expected site, auditor or admin; came {said[:40]!r}.")
+    if said not in choices:
+        raise DeploymentError(f"{option}: expected {', '.join(choices)}; came {said[:40]!r}.")
     return said
 
 

@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from sottovoce.common.errors import RunError
+from sottovoce.common.preparation import cache_folder
 from sottovoce.common.processes import Child, end_left_behind, environment
 from sottovoce.common.progress import silent
 from sottovoce.common.study import Study, load
-from sottovoce.simulations.prepare import cache_folder, synthesize_into
+from sottovoce.simulations.prepare import synthesize_into
 
 SCENARIOS = ("federation-seeded.toml", "federation.toml")
 PERSON, REHEARSAL, DOMAIN = "Ada Example", "rehearsal", "intake-2026"

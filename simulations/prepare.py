@@ -6,7 +6,6 @@ Guarantees:
   - The digest of a corpus that a study pins is held against the whole of it, before anything is dealt.
 """
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from sottovoce.common.dataset import SiteData, pool
 from sottovoce.common.errors import CorpusError
 from sottovoce.common.preparation import (
     Prepared,
+    cache_folder,
     check_pinned,
     compute_features,
     open_corpus,
@@ -39,14 +39,6 @@ class Simulated:
 
     prepared: Prepared
     corpora: tuple[CorpusFacts, ...]
-
-
-def cache_folder() -> Path:
-    """Returns where features and synthetic corpora are kept: $SOTTOVOCE_CACHE, or the user's cache folder."""
-    base = os.environ.get("SOTTOVOCE_CACHE")
-    if base:
-        return Path(base)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sottovoce"
 
 
 def prepare(study: Study, data: Mapping[str, Path], *, workers: int, on_event: OnEvent) -> Simulated:

@@ -33,6 +33,16 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
 
+class SequenceEncoder(Encoder):
+    """An encoder of a sequence: a vector for each step of `frames_per_step` frames, then one for the recording."""
+
+    frames_per_step: int
+
+    def steps(self, inputs: Inputs, lengths: Lengths) -> tuple[Tensor, Tensor]:
+        """Returns the vectors before pooling, (B, S, ...), and how many of them are valid, (B,)."""
+        raise NotImplementedError
+
+
 def encoder(spec: Branch, widths: Mapping[str, int]) -> Encoder:
     """Returns the encoder of a branch; `widths` are the columns of each stream."""
     width = widths[spec.stream]
@@ -72,34 +82,42 @@ class HiddenLayer(Encoder):
         return hidden
 
 
-class Convolutions(Encoder):
+class Convolutions(SequenceEncoder):
     """Strided convolutions, then mean and deviation over time."""
 
     def __init__(self, spec: Cnn, width: int) -> None:
         super().__init__(spec.stream, 2 * spec.channels[-1])
         self.average = FrameAverage(spec.stride)
         self.convs = ConvStack(width, spec.channels, spec.kernel, spec.dropout)
+        self.frames_per_step = spec.stride * 2 ** len(spec.channels)
+
+    def steps(self, inputs: Inputs, lengths: Lengths) -> tuple[Tensor, Tensor]:
+        values, n_steps = self.convs(*self.average(inputs[self.stream], lengths[self.stream]))
+        return values, n_steps
 
     def forward(self, inputs: Inputs, lengths: Lengths) -> Tensor:
-        values, steps = self.average(inputs[self.stream], lengths[self.stream])
-        return masked_mean_deviation(*self.convs(values, steps))
+        return masked_mean_deviation(*self.steps(inputs, lengths))
 
 
-class PlainRecurrence(Encoder):
+class PlainRecurrence(SequenceEncoder):
     """A tanh recurrence, then the mean over time."""
 
     def __init__(self, spec: Rnn, width: int) -> None:
         super().__init__(spec.stream, spec.hidden * (2 if spec.bidirectional else 1))
         self.average, self.dropout = FrameAverage(spec.stride), nn.Dropout(spec.dropout)
         self.recurrent = Recurrent(nn.RNN, width, spec.hidden, spec.bidirectional)
+        self.frames_per_step = spec.stride
+
+    def steps(self, inputs: Inputs, lengths: Lengths) -> tuple[Tensor, Tensor]:
+        values, n_steps = self.average(inputs[self.stream], lengths[self.stream])
+        return self.recurrent(values, n_steps), n_steps
 
     def forward(self, inputs: Inputs, lengths: Lengths) -> Tensor:
-        values, steps = self.average(inputs[self.stream], lengths[self.stream])
-        pooled: Tensor = self.dropout(masked_mean(self.recurrent(values, steps), steps))
+        pooled: Tensor = self.dropout(masked_mean(*self.steps(inputs, lengths)))
         return pooled
 
 
-class LongShortTermMemory(Encoder):
+class LongShortTermMemory(SequenceEncoder):
     """An LSTM, then attention or the mean over time."""
 
     def __init__(self, spec: Lstm, width: int) -> None:
@@ -107,15 +125,19 @@ class LongShortTermMemory(Encoder):
         self.average, self.dropout = FrameAverage(spec.stride), nn.Dropout(spec.dropout)
         self.recurrent = Recurrent(nn.LSTM, width, spec.hidden, spec.bidirectional)
         self.pooling = AttentionPooling(self.width) if spec.pooling == "attention" else None
+        self.frames_per_step = spec.stride
+
+    def steps(self, inputs: Inputs, lengths: Lengths) -> tuple[Tensor, Tensor]:
+        values, n_steps = self.average(inputs[self.stream], lengths[self.stream])
+        return self.recurrent(self.dropout(values), n_steps), n_steps
 
     def forward(self, inputs: Inputs, lengths: Lengths) -> Tensor:
-        values, steps = self.average(inputs[self.stream], lengths[self.stream])
-        frames = self.recurrent(self.dropout(values), steps)
-        pooled = masked_mean(frames, steps) if self.pooling is None else self.pooling(frames, steps)
+        values, n_steps = self.steps(inputs, lengths)
+        pooled = masked_mean(values, n_steps) if self.pooling is None else self.pooling(values, n_steps)
         return self.dropout(pooled)  # type: ignore[no-any-return]
 
 
-class SelfAttention(Encoder):
+class SelfAttention(SequenceEncoder):
     """A Transformer encoder, then the mean over time."""
 
     def __init__(self, spec: Attention, width: int) -> None:
@@ -126,17 +148,21 @@ class SelfAttention(Encoder):
             SelfAttentionBlock(spec.width, spec.heads, spec.dropout) for _ in range(spec.layers)
         )
         self.norm = nn.LayerNorm(spec.width)
+        self.frames_per_step = spec.stride
 
-    def forward(self, inputs: Inputs, lengths: Lengths) -> Tensor:
-        values, steps = self.average(inputs[self.stream], lengths[self.stream])
+    def steps(self, inputs: Inputs, lengths: Lengths) -> tuple[Tensor, Tensor]:
+        values, n_steps = self.average(inputs[self.stream], lengths[self.stream])
         values = self.entry(values)
         values = self.dropout(values + sinusoids(values.shape[1], self.width, values))
         for block in self.blocks:
-            values = block(values, steps)
-        return masked_mean(self.norm(values), steps)
+            values = block(values, n_steps)
+        return self.norm(values), n_steps
+
+    def forward(self, inputs: Inputs, lengths: Lengths) -> Tensor:
+        return masked_mean(*self.steps(inputs, lengths))
 
 
-class ConvolutionsThenMemory(Encoder):
+class ConvolutionsThenMemory(SequenceEncoder):
     """Strided convolutions, a bidirectional LSTM, attention over time."""
 
     def __init__(self, spec: CnnLstmAttention, width: int) -> None:
@@ -145,8 +171,11 @@ class ConvolutionsThenMemory(Encoder):
         self.convs = ConvStack(width, spec.channels, spec.kernel, spec.dropout)
         self.recurrent = Recurrent(nn.LSTM, self.convs.width, spec.hidden, bidirectional=True)
         self.pooling, self.dropout = AttentionPooling(self.width), nn.Dropout(spec.dropout)
+        self.frames_per_step = spec.stride * 2 ** len(spec.channels)
+
+    def steps(self, inputs: Inputs, lengths: Lengths) -> tuple[Tensor, Tensor]:
+        values, n_steps = self.convs(*self.average(inputs[self.stream], lengths[self.stream]))
+        return self.recurrent(blank_padding(values, n_steps), n_steps), n_steps
 
     def forward(self, inputs: Inputs, lengths: Lengths) -> Tensor:
-        values, steps = self.convs(*self.average(inputs[self.stream], lengths[self.stream]))
-        frames = self.recurrent(blank_padding(values, steps), steps)
-        return self.dropout(self.pooling(frames, steps))  # type: ignore[no-any-return]
+        return self.dropout(self.pooling(*self.steps(inputs, lengths)))  # type: ignore[no-any-return]
