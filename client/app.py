@@ -54,6 +54,7 @@ from sottovoce.client.site_ledger import SECURE
 from sottovoce.client.train import TrainResult
 from sottovoce.client.train import train as train_locally
 from sottovoce.client.train_private import check_units
+from sottovoce.client.transferred import anchored, head_alone
 from sottovoce.common import models
 from sottovoce.common import study as studies
 from sottovoce.common.dataset import SiteData
@@ -244,7 +245,7 @@ def _vector(
 def _updated(
     context: Context, visit: "_Visit", data: SiteData, called: Called, sent: Mapping[str, Array]
 ) -> tuple[Metrics, Mapping[str, Array], str]:
-    """Trains; returns metrics, weights and a checkpoint, if any. What the site keeps of the round is then on its disk."""
+    """Trains; returns metrics, weights and a checkpoint, if any. What the site keeps of it is then on its disk."""
     shared = visit.control
     if shared is None:
         return _plainly_updated(context, visit, data, called, sent)
@@ -274,6 +275,7 @@ def _state(context: Context, visit: "_Visit") -> PersonalState:
         study_digest=visit.study.digest(),
         seed=visit.seed,
         fold=visit.fold,
+        synchronised=_keeps_ledger(context),
     )
 
 
@@ -501,19 +503,21 @@ def _train(visit: _Visit, data: SiteData) -> TrainResult:
             sent = visit.weights.copy()
             visit.weights.write(scaffold.without_examples(visit.correction, sent=sent, descent=descent))
         return TrainResult(loss=0.0, n_examples=0, n_steps=0)
-    return train_locally(
-        visit.model,
-        data,
-        visit.study.training,
-        seed=visit.seed,
-        site=data.site,
-        round=visit.round,
-        rounds=visit.rounds,
-        proximal_mu=visit.proximal_mu,
-        correction=visit.correction,
-        device=visit.device,
-        frames=visit.study.frames,
-    )
+    with head_alone(visit.model, visit.study.transfer):
+        return train_locally(
+            visit.model,
+            data,
+            visit.study.training,
+            seed=visit.seed,
+            site=data.site,
+            round=visit.round,
+            rounds=visit.rounds,
+            proximal_mu=visit.proximal_mu,
+            correction=visit.correction,
+            transfer=anchored(visit.study, visit.model),
+            device=visit.device,
+            frames=visit.study.frames,
+        )
 
 
 def _arrays(message: Message) -> ArrayRecord:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from sottovoce.client.transferred import Anchored, stepping
 from sottovoce.common.dataset import SiteData
 from sottovoce.common.feature_specs import Frames
 from sottovoce.common.models import streams_of
@@ -45,13 +46,14 @@ def train(
     rounds: int,
     proximal_mu: float = 0.0,
     correction: Weights | None = None,
+    transfer: Anchored | None = None,
     device: str | torch.device = "cpu",
     frames: Frames | None = None,
 ) -> TrainResult:
     """Trains `model` in place on a site's examples; `round` counts from 1 to `rounds`.
 
-    `correction` is added to the gradient of every step (SCAFFOLD). `frames` is the study's grid: masks on features are
-    stated in seconds.
+    `correction` is added to the gradient of every step (SCAFFOLD); `transfer` changes steps (`client/transferred.py`).
+    `frames` is the study's grid: masks on features are stated in seconds.
 
     Raises:
         ValueError: there is nothing to train on, or masks are asked for without `frames`.
@@ -67,7 +69,7 @@ def train(
     with dropout_coins(torch_seed(seed, "dropout", site, round), device), FlatParameters(model) as flat:
         start = flat.values.clone() if proximal_mu else None
         drift = None if correction is None else flat.vector(correction)
-        optimiser = Optimiser(spec, flat.values)
+        optimiser = stepping(Optimiser(spec, flat.values), model, flat, transfer)
         for indices in epochs(len(data), spec, stream(seed, "epoch order", site, round)):
             batch = data.batch(indices).to(device)
             losses = losses_of(model(masks(batch), batch.lengths), batch.labels, spec)

@@ -28,6 +28,7 @@ from sottovoce.client.private import all_rows
 from sottovoce.client.private.bookkeeping import BookKeeping
 from sottovoce.client.private.lowrank import add_low_rank, merge_low_rank
 from sottovoce.client.private.trainable import freeze_all_but
+from sottovoce.client.transferred import anchored, stepping
 from sottovoce.common.dataset import SiteData
 from sottovoce.common.errors import PrivacyError
 from sottovoce.common.models import streams_of
@@ -181,7 +182,7 @@ def _steps(
     with FlatParameters(model) as flat:
         start = flat.values.clone()
         drift = None if correction is None else flat.vector(correction)
-        optimiser = Optimiser(study.training, flat.values)
+        optimiser = stepping(Optimiser(study.training, flat.values), model, flat, anchored(study, model))
         engine = _engine(model, study, spec, len(flat.values))
         for _ in range(spec.steps_per_round):
             step = release(pool.drawn(spec, engine, source, flat.values.device), spec, source)

@@ -96,23 +96,31 @@ def start(study: Study, widths: Mapping[str, int], *, seed: int) -> Start:
     from sottovoce.common.models import build  # torch takes a second, and figures need none
 
     weights = from_state_dict(build(study.model, widths, len(study.labels.classes), seed).state_dict())
-    initial = initial_of(study)
-    if initial is None or study.transfer is None:
-        return Start(weights=weights)
-    taken = [name for name in weights if _fits(study, initial, name, weights[name])]
+    found = taken(study, weights)
+    return Start(
+        weights={name: np.array(found.get(name, weights[name])) for name in weights},
+        taken=tuple(found),
+        fresh=tuple(name for name in weights if name not in found) if found else (),
+    )
+
+
+def taken(study: Study, weights: Mapping[str, Array]) -> dict[str, Array]:
+    """Returns the tensors of the initial file that take the place of a model's own; none without a transfer.
+
+    Raises:
+        WeightsError: see `initial_of`; or nothing of the file fits the study's model.
+    """
+    initial = initial_of(study) if study.transfer else None
+    if initial is None:
+        return {}
+    names = [name for name in weights if _fits(study, initial, name, weights[name])]
     has_body = not all(map(is_head, weights))
-    if not [name for name in taken if not (has_body and is_head(name))]:
+    if not [name for name in names if not (has_body and is_head(name))]:
         raise WeightsError(
             f"transfer: expected an initial file with weights of this model; of {initial.sha256[:16]}… none of the "
             f"{len(initial.weights)} tensors fits by name and shape. Pretrain with this [model] and these streams."
         )
-    return Start(
-        weights={
-            name: np.array(initial.weights[name] if name in taken else weights[name]) for name in weights
-        },
-        taken=tuple(taken),
-        fresh=tuple(name for name in weights if name not in taken),
-    )
+    return {name: initial.weights[name] for name in names}
 
 
 def misfits(study: Study, initial: Initial) -> list[str]:

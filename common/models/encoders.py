@@ -20,6 +20,7 @@ from sottovoce.common.models.layers import (
 
 Inputs = Mapping[str, Tensor]
 Lengths = Mapping[str, Tensor]
+Layers = list[list[nn.Module]]
 
 
 class Encoder(nn.Module):
@@ -28,6 +29,10 @@ class Encoder(nn.Module):
     def __init__(self, stream: str, width: int) -> None:
         super().__init__()
         self.stream, self.width = stream, width
+
+    def layers(self) -> Layers:
+        """Returns what learns together, from the classifier's side down to the features."""
+        return []
 
     def forward(self, inputs: Inputs, lengths: Lengths) -> Tensor:
         raise NotImplementedError
@@ -77,6 +82,9 @@ class HiddenLayer(Encoder):
         super().__init__(spec.stream, spec.hidden)
         self.hidden, self.dropout = nn.Linear(width, spec.hidden), nn.Dropout(spec.dropout)
 
+    def layers(self) -> Layers:
+        return [[self.hidden]]
+
     def forward(self, inputs: Inputs, lengths: Lengths) -> Tensor:
         hidden: Tensor = self.dropout(functional.relu(self.hidden(self.dropout(inputs[self.stream]))))
         return hidden
@@ -95,6 +103,9 @@ class Convolutions(SequenceEncoder):
         values, n_steps = self.convs(*self.average(inputs[self.stream], lengths[self.stream]))
         return values, n_steps
 
+    def layers(self) -> Layers:
+        return self.convs.layers()
+
     def forward(self, inputs: Inputs, lengths: Lengths) -> Tensor:
         return masked_mean_deviation(*self.steps(inputs, lengths))
 
@@ -111,6 +122,9 @@ class PlainRecurrence(SequenceEncoder):
     def steps(self, inputs: Inputs, lengths: Lengths) -> tuple[Tensor, Tensor]:
         values, n_steps = self.average(inputs[self.stream], lengths[self.stream])
         return self.recurrent(values, n_steps), n_steps
+
+    def layers(self) -> Layers:
+        return [[self.recurrent]]
 
     def forward(self, inputs: Inputs, lengths: Lengths) -> Tensor:
         pooled: Tensor = self.dropout(masked_mean(*self.steps(inputs, lengths)))
@@ -130,6 +144,10 @@ class LongShortTermMemory(SequenceEncoder):
     def steps(self, inputs: Inputs, lengths: Lengths) -> tuple[Tensor, Tensor]:
         values, n_steps = self.average(inputs[self.stream], lengths[self.stream])
         return self.recurrent(self.dropout(values), n_steps), n_steps
+
+    def layers(self) -> Layers:
+        layers: Layers = [[self.recurrent]]
+        return layers if self.pooling is None else [[self.pooling], *layers]
 
     def forward(self, inputs: Inputs, lengths: Lengths) -> Tensor:
         values, n_steps = self.steps(inputs, lengths)
@@ -158,6 +176,10 @@ class SelfAttention(SequenceEncoder):
             values = block(values, n_steps)
         return self.norm(values), n_steps
 
+    def layers(self) -> Layers:
+        *lower, top = self.blocks
+        return [[self.norm, top], *([block] for block in reversed(lower)), [self.entry]]
+
     def forward(self, inputs: Inputs, lengths: Lengths) -> Tensor:
         return masked_mean(*self.steps(inputs, lengths))
 
@@ -176,6 +198,9 @@ class ConvolutionsThenMemory(SequenceEncoder):
     def steps(self, inputs: Inputs, lengths: Lengths) -> tuple[Tensor, Tensor]:
         values, n_steps = self.convs(*self.average(inputs[self.stream], lengths[self.stream]))
         return self.recurrent(blank_padding(values, n_steps), n_steps), n_steps
+
+    def layers(self) -> Layers:
+        return [[self.pooling], [self.recurrent], *self.convs.layers()]
 
     def forward(self, inputs: Inputs, lengths: Lengths) -> Tensor:
         return self.dropout(self.pooling(*self.steps(inputs, lengths)))  # type: ignore[no-any-return]

@@ -1,12 +1,13 @@
 """Several branches, joined at one of three levels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sottovoce.common.models.encoders import Encoder, Inputs, Lengths
+from sottovoce.common.models.encoders import Encoder, Inputs, Layers, Lengths
 
 
 class FeatureFusion(Encoder):
@@ -18,6 +19,9 @@ class FeatureFusion(Encoder):
         self.norms = nn.ModuleList(nn.LayerNorm(branch.width) for branch in branches)
         self.hidden = nn.Linear(sum(branch.width for branch in branches), width)
         self.dropout = nn.Dropout(dropout)
+
+    def layers(self) -> Layers:
+        return [[self.hidden, *self.norms], *_side_by_side(self.branches)]
 
     def forward(self, inputs: Inputs, lengths: Lengths) -> Tensor:
         # Each vector is brought to one scale first, or the loudest branch alone would be heard.
@@ -39,6 +43,9 @@ class DeepFusion(Encoder):
         self.gates = nn.Linear(len(branches) * width, len(branches) * width)
         self.dropout = nn.Dropout(dropout)
 
+    def layers(self) -> Layers:
+        return [[self.gates], [*self.values, *self.norms], *_side_by_side(self.branches)]
+
     def forward(self, inputs: Inputs, lengths: Lengths) -> Tensor:
         parts = [
             torch.tanh(value(self.dropout(norm(branch(inputs, lengths)))))
@@ -48,6 +55,12 @@ class DeepFusion(Encoder):
         gated = [gate * part for gate, part in zip(gates, parts, strict=True)]
         pairs = [gated[i] * gated[j] for i in range(len(gated)) for j in range(i)]
         return self.dropout(torch.stack(gated + pairs).sum(0))  # type: ignore[no-any-return]
+
+
+def _side_by_side(branches: Iterable[nn.Module]) -> Layers:
+    """Returns the layers of several branches, those of one depth together."""
+    each = [branch.layers() for branch in branches if isinstance(branch, Encoder)]
+    return [[part for parts in level for part in parts] for level in zip_longest(*each, fillvalue=[])]
 
 
 class DecisionFusion(nn.Module):

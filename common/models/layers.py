@@ -76,6 +76,10 @@ class ConvStack(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.width = channels[-1]
 
+    def layers(self) -> list[list[nn.Module]]:
+        """Returns each convolution with its normalisation, the last one first."""
+        return [[conv, norm] for conv, norm in zip(self.convs, self.norms, strict=True)][::-1]
+
     def forward(self, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         for conv, norm in zip(self.convs, self.norms, strict=True):
             # The convolution's own zero padding and a blanked tail are alike: nothing sees where T ends.

@@ -47,7 +47,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> SiteData:
         statistics = 3.0 * draw.standard_normal(80)
         statistics[label] += 20.0
         features = {"frames": frames.astype(np.float32), "statistics": statistics.astype(np.float32)}
-        speaker = f"s{number % 6}"
+        speaker = f"s{number % 5}"
         return Example(
             key=f"{number}", label=label, speaker=speaker, patient=speaker, groups={}, features=features
         )
