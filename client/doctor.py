@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 from sottovoce.client import agent_files as files
-from sottovoce.client import doctor_keys
+from sottovoce.client import doctor_keys, doctor_weights
 from sottovoce.client import trouble as troubles
 from sottovoce.client.findings import Finding, Findings, fail, ok, warn
 from sottovoce.client.home import SETTINGS, Hospital
@@ -59,6 +59,7 @@ def diagnose(
         ("data", _data),
         ("studies", _studies),
         ("features", _features),
+        ("weights", doctor_weights.weights),
         ("stop", _stopped),
         ("agent", _agent),
         ("connection", _connections),

@@ -34,6 +34,7 @@ from sottovoce.common.preparation import (
     recordings_of,
     write_site,
 )
+from sottovoce.common.pretrained import looking_in
 from sottovoce.common.privacy_specs import NoPrivacy
 from sottovoce.common.progress import Note, OnEvent, silent
 from sottovoce.common.study import CorpusSpec, DirichletLabels, Study, load
@@ -47,10 +48,16 @@ def prepare_site(hospital: Hospital, study: Study, *, workers: int = 1, on_event
         CorpusError: a folder is no corpus, holds recordings of another site, or leaves nothing to learn.
         PrivacyError: there are more patients than the study's public bound.
         AudioError: a recording cannot be decoded and the study says to stop.
+        WeightsError: weights that the study names are not on this machine.
     """
     _check_offered(hospital, study)
     key = features_key(hospital)
-    with _alone(hospital, study), _workplace(hospital, study, in_memory=key is not None) as work:
+    in_memory = key is not None
+    with (
+        looking_in(hospital.weights),
+        _alone(hospital, study),
+        _workplace(hospital, study, in_memory=in_memory) as work,
+    ):
         recordings = [item for spec in study.corpora for item in _of(hospital, study, spec, on_event)]
         prepared = compute_features(study, recordings, work / "cache", workers, on_event)
         _check_enough(study, prepared)

@@ -8,9 +8,10 @@ design. Like every feature it is computed at the site and stays there; what trav
 mode of privacy.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
-from sottovoce.common.feature_specs import WHISPER_SIZES, EncoderSpec, Whisper
+from sottovoce.common.feature_specs import WHISPER_SIZES, EncoderSpec, FeatureStream, Whisper
 
 SAMPLE_RATE_HZ = 16_000  # of both
 HOP = 160  # samples from one mel frame to the next, of both
@@ -58,3 +59,39 @@ def windows(n_samples: int, step: int) -> range:
     found = range(0, max(1, n_mel - WINDOW_FRAMES + step + 1), step)
     covered = (n_samples - found[-1] * HOP) / (WINDOW_FRAMES * HOP)
     return found if covered >= LEAST_COVERAGE or len(found) == 1 else found[:-1]
+
+
+def problems(streams: Sequence[FeatureStream], sample_rate_hz: int) -> list[str]:
+    """Returns what is wrong with the encoders' parts of a study's streams."""
+    found = []
+    for stream in streams:
+        if not stream.encoders:
+            continue
+        if stream.pooling == "none" and len(stream.parts) > 1:
+            found.append(
+                f"streams: {stream.name!r} is a sequence; expected {stream.encoders[0].kind} alone in it, which has "
+                f"frames of its own; came {len(stream.parts)} parts. Give each a stream, or pool them."
+            )
+        if sample_rate_hz != SAMPLE_RATE_HZ:
+            found.append(
+                f"audio.sample_rate_hz: expected {SAMPLE_RATE_HZ}, what {stream.encoders[0].kind} of stream "
+                f"{stream.name!r} was trained on; came {sample_rate_hz}."
+            )
+        found += [
+            f"streams: {stream.name!r}: {text}" for part in stream.encoders for text in _part_problems(part)
+        ]
+    return found
+
+
+def _part_problems(part: EncoderSpec) -> list[str]:
+    found = []
+    if not set(part.sha256) <= set("0123456789abcdef"):
+        found.append(f"{part.kind}.sha256: expected 64 hexadecimal digits, in lower case.")
+    if isinstance(part, Whisper):
+        last = WHISPER_SIZES[part.size][1] + 1
+        if not part.numbers or max(part.numbers) > last or list(part.numbers) != sorted(set(part.numbers)):
+            came = ", ".join(map(str, part.numbers)) or "none"
+            found.append(
+                f"whisper.layers: expected some of 1 to {last} in ascending order for size {part.size!r}; came {came}."
+            )
+    return found

