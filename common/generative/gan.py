@@ -119,15 +119,16 @@ class _Balanced:
 
     def __init__(self, examples: Rows, labels: Labels, batch_size: int, seed: int) -> None:
         self._examples, self._labels = torch.from_numpy(np.ascontiguousarray(examples)), labels
-        self._members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        self._by_class = np.argsort(labels, kind="stable")
+        _, self._first, self._counts = np.unique(
+            labels[self._by_class], return_index=True, return_counts=True
+        )
         self._size, self._random = batch_size, stream(seed, "gan batches")
 
     def __call__(self) -> tuple[Tensor, Tensor]:
-        classes = self._random.integers(0, len(self._members), self._size)
-        places = self._random.random(self._size)
-        chosen = np.array(
-            [self._members[c][int(p * len(self._members[c]))] for c, p in zip(classes, places, strict=True)]
-        )
+        classes = self._random.integers(0, len(self._counts), self._size)
+        places = (self._random.random(self._size) * self._counts[classes]).astype(np.int64)
+        chosen = self._by_class[self._first[classes] + places]
         return self._examples[torch.from_numpy(chosen)], torch.from_numpy(self._labels[chosen])
 
 
