@@ -13,15 +13,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_whole(path: Path, data: bytes, *, mode: int = 0o666) -> None:
-    """Writes a file in one step that cannot be seen half done. Its folder must be there."""
+def write_whole(path: Path, data: bytes, *, mode: int = 0o666, synchronised: bool = True) -> None:
+    """Writes a file in one step that cannot be seen half done. Its folder must be there.
+
+    Not `synchronised`, it outlives any crash of a process, and not one of the machine.
+    """
     partial = path.with_name(path.name + ".partial")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())
+        if synchronised:
+            os.fsync(file.fileno())
     partial.replace(path)
+    if not synchronised:
+        return
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # or the rename itself may be lost with the machine

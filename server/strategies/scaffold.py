@@ -31,9 +31,9 @@ def apply(
     weights) whose updates are in the mean: the controls of the others stay as they are.
     """
     control = state.moments[CONTROL]
-    change = -control - mean_update / np.float32(descent)
+    change: Vector = -control - mean_update / np.float32(descent)
     return ServerState(
         round=state.round + 1,
         weights=frozen(state.weights + np.float32(eta) * mean_update),
-        moments={CONTROL: frozen(control + np.float32(share) * change)},
+        moments={CONTROL: frozen(np.asarray(control + np.float32(share) * change, np.float32))},
     )

@@ -240,11 +240,9 @@ def test_the_same_bits_after_a_crash(tmp_path: Path) -> None:
             raise Crash
 
     path = place.folder / "checkpoint.safetensors"
-    with open_exchange(
-        Execution(), place.sites, study_file=place.study_file, states=place.states
-    ) as exchange:
-        with pytest.raises(Crash):
-            run(exchange, place.study, cell=CELL, weights=place.weights, checkpoint=path, on_round=crash)
+    opened = open_exchange(Execution(), place.sites, study_file=place.study_file, states=place.states)
+    with opened as exchange, pytest.raises(Crash):
+        run(exchange, place.study, cell=CELL, weights=place.weights, checkpoint=path, on_round=crash)
     assert place.run(keep=True).digest == whole.run().digest
 
 
