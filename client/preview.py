@@ -19,7 +19,7 @@ from sottovoce.client.preview_words import learned_of, not_covered_of, paragraph
 from sottovoce.client.site_ledger import charges_of, request_of
 from sottovoce.client.traffic import MessageKind, messages_of, n_counts_of
 from sottovoce.common.config import as_plain
-from sottovoce.common.errors import LedgerError
+from sottovoce.common.errors import LedgerError, WeightsError
 from sottovoce.common.ledger.entries import AnyCharge, Approval
 from sottovoce.common.ledger.rule import decide
 from sottovoce.common.ledger.show import charge_in_words
@@ -35,6 +35,7 @@ from sottovoce.common.provenance import code_sha256, versions
 from sottovoce.common.secagg.session import Roster
 from sottovoce.common.study import Study
 from sottovoce.common.sums import COUNTS, UPDATE, quorum_of
+from sottovoce.common.transfer import facts_of, in_words
 
 CURVE = (0.5,)  # of the rounds: figures in between; each takes a second or two
 
@@ -96,6 +97,7 @@ class Preview:
     not_covered: tuple[str, ...]
     code: Mapping[str, str]
     paragraph: str
+    starts_from: tuple[str, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """Returns it for JSON, with the size of each kind of message, and of all of them."""
@@ -153,6 +155,7 @@ def preview(
         not_covered=tuple(not_covered_of(study)),
         code={"version": versions()["sottovoce"], "sha256": code_sha256()},
         paragraph=paragraph_of(study, site=site, epsilon=at_end),
+        starts_from=tuple(_starts_from(study)),
     )
 
 
@@ -160,6 +163,15 @@ def _model(study: Study) -> dict[str, Any]:
     n = n_parameters_of(study)
     kinds = " ".join(kinds_of(study.model))
     return {"kind": kinds, "parameters": n, "bytes": 4 * n, "classes": list(study.labels.classes)}
+
+
+def _starts_from(study: Study) -> list[str]:
+    """What comes from a public corpus, and who signed it; that it is missing, where it is."""
+    try:
+        facts = facts_of(study)
+    except WeightsError as error:
+        return [f"NOT HERE: {error}"]
+    return [] if facts is None else in_words(facts)
 
 
 def _federation(study: Study) -> dict[str, Any]:

@@ -36,6 +36,7 @@ def _facts(shown: Preview, at_rest: str) -> Row:
         "purpose": f"{shown.purpose}{reference}",
         "model": f"{model['kind']}, {model['parameters']:,} numbers, {_size(model['bytes'])}",
         "classes": ", ".join(model["classes"]),
+        **({"starts from": "\n".join(shown.starts_from)} if shown.starts_from else {}),
         "hospitals": _hospitals(shown),
         "rounds": f"{federation['rounds']}, evaluated {federation['evaluations']} times; in a round "
         f"{federation['in_a_round']} hospitals are asked and {federation['needed_in_a_round']} must answer within "

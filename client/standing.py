@@ -21,6 +21,7 @@ from sottovoce.client.tls_folder import TlsFolder
 from sottovoce.common.errors import DeploymentError, SottovoceError
 from sottovoce.common.ledger.reading import read_ledger, readable_entries
 from sottovoce.common.ledger.state import State, fold
+from sottovoce.common.pretrained import looking_in
 from sottovoce.common.study import load
 from sottovoce.common.terminal import facts, table
 
@@ -83,14 +84,15 @@ def previewed(hospital: Hospital, said: str, domain: str | None) -> "Preview":
     kept = hospital.study_folder(study.digest()) / OFFER_FILE
     roster = open_offer(hospital, study.digest()).roster if kept.exists() else None
     state = state_of(hospital)
-    return preview(
-        study,
-        site=hospital.site,
-        policy=None if state is None else state.policy,
-        roster=roster,
-        state=state,
-        domain=domain or (None if state is None else _only(state.domains)),
-    )
+    with looking_in(hospital.weights):
+        return preview(
+            study,
+            site=hospital.site,
+            policy=None if state is None else state.policy,
+            roster=roster,
+            state=state,
+            domain=domain or (None if state is None else _only(state.domains)),
+        )
 
 
 def at_rest_in_words(hospital: Hospital, digest: str) -> str:

@@ -85,6 +85,21 @@ class CellFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InitialFacts:
+    """The initial file of a study: who signed what, and which of the model's tensors began as the file's."""
+
+    sha256: str
+    signed_by: str
+    public_key: str
+    corpora: tuple[str, ...]
+    method: str
+    figures: tuple[str, ...] = ()
+    reductions: tuple[str, ...] = ()
+    taken: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunFacts:
     """run.json. `ended` is missing while the run goes on; times are ISO 8601 with their offset."""
 
@@ -104,6 +119,7 @@ class RunFacts:
     sites: tuple[SiteFacts, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     cells: tuple[CellFacts, ...] = ()
+    initial: InitialFacts | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,9 @@ from sottovoce.common import pretrained
 from sottovoce.common.config import canonical
 from sottovoce.common.errors import WeightsError
 from sottovoce.common.initial import Initial, load, verify
+from sottovoce.common.model_size import widths_of
 from sottovoce.common.model_specs import streams_read
+from sottovoce.common.run_files import InitialFacts
 from sottovoce.common.study import Normalisation, Study
 from sottovoce.common.transfer_specs import FeatureTransfer, initials_of
 from sottovoce.common.weights import Array, from_state_dict
@@ -121,6 +123,53 @@ def taken(study: Study, weights: Mapping[str, Array]) -> dict[str, Array]:
             f"{len(initial.weights)} tensors fits by name and shape. Pretrain with this [model] and these streams."
         )
     return {name: initial.weights[name] for name in names}
+
+
+def facts_of(study: Study) -> InitialFacts | None:
+    """Returns what a run records of its initial file; None where the study names none.
+
+    Raises:
+        WeightsError: see `initial_of` and `taken`.
+    """
+    initial = initial_of(study)
+    if initial is None:
+        return None
+    begun = start(study, widths_of(study), seed=0)
+    statement = initial.statement
+    return InitialFacts(
+        sha256=initial.sha256,
+        signed_by=statement.signed_by,
+        public_key=initial.public_key,
+        corpora=tuple(
+            f"{corpus.name} (manifest {corpus.manifest_sha256[:16]}…, {corpus.n_recordings:,} recordings of "
+            f"{corpus.n_speakers:,} speakers)"
+            for corpus in statement.corpora
+        ),
+        method=statement.method,
+        figures=tuple(initial.mean) if study.normalisation.from_initial else (),
+        reductions=tuple(
+            f"{stream.name} to {stream.reduction.columns} columns, by {statement.reduction_by}"
+            for stream in study.streams
+            if stream.reduction
+        ),
+        taken=begun.taken,
+        fresh=begun.fresh,
+    )
+
+
+def in_words(facts: InitialFacts) -> list[str]:
+    """Returns what an initial file gives to a study, a sentence each."""
+    said = [
+        f"initial file {facts.sha256[:16]}…, signed by {facts.signed_by} (key {facts.public_key[:16]}…), "
+        f"learned from {', '.join(facts.corpora)} alone"
+    ]
+    if facts.figures:
+        said.append(f"from it, mean and deviation of {', '.join(facts.figures)}")
+    said += [f"from it, a public reduction of {line}" for line in facts.reductions]
+    if facts.taken:
+        rest = f"; {len(facts.fresh)} from the seed: {', '.join(facts.fresh)}" if facts.fresh else ""
+        said.append(f"from it, {len(facts.taken)} tensors that weights begin with ({facts.method}){rest}")
+    return said
 
 
 def misfits(study: Study, initial: Initial) -> list[str]:

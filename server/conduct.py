@@ -22,13 +22,13 @@ from pathlib import Path
 
 from safetensors.numpy import save as to_bytes
 
-from sottovoce.common import models
 from sottovoce.common.errors import RunError, SottovoceError
 from sottovoce.common.federation_ledger import FederationLedger
 from sottovoce.common.files import lock_file, write_whole
 from sottovoce.common.flower import Grid
 from sottovoce.common.groups import Tables
 from sottovoce.common.model_size import widths_of
+from sottovoce.common.pretrained import looking_in
 from sottovoce.common.privacy import of_study
 from sottovoce.common.privacy_specs import NoPrivacy
 from sottovoce.common.provenance import machine, now, versions
@@ -36,7 +36,8 @@ from sottovoce.common.rosters import roster_from
 from sottovoce.common.run_files import CellFacts, Refused, RoundFacts, RunFacts, round_line, write_run
 from sottovoce.common.secagg.session import Roster
 from sottovoce.common.study import Study
-from sottovoce.common.weights import Weights, from_state_dict
+from sottovoce.common.transfer import facts_of, in_words, start
+from sottovoce.common.weights import Weights
 from sottovoce.server.deployed_run import MODEL, MODEL_FACTS, ROSTER, ROUNDS, DeployedRun, State, ended
 from sottovoce.server.exchange import Call, Collected, Evaluated, Exchange, GridExchange, Share
 from sottovoce.server.home import CoordinatorHome
@@ -64,7 +65,8 @@ def conduct(home: CoordinatorHome, name: str, grid: Grid) -> Outcome:
     with _alone(found.folder):
         found.change(lambda state: replace(_not_over(state), state="running", reason=""))
         try:
-            outcome = _conducted(home, found, grid)
+            with looking_in(home.weights):
+                outcome = _conducted(home, found, grid)
         except SottovoceError as error:
             reason = str(error)
             found.change(lambda state: ended(state, "failed", reason))
@@ -74,9 +76,8 @@ def conduct(home: CoordinatorHome, name: str, grid: Grid) -> Outcome:
 
 
 def initial_weights(study: Study, seed: int) -> Weights:
-    """Returns the weights that a cell starts from: the study's model under the study's seed, as in simulation."""
-    model = models.build(study.model, widths_of(study), len(study.labels.classes), seed)
-    return from_state_dict(model.state_dict())
+    """Returns the weights that a cell starts from, as in simulation: by the study's seed and its initial file."""
+    return start(study, widths_of(study), seed=seed).weights
 
 
 def _conducted(home: CoordinatorHome, found: DeployedRun, grid: Grid) -> Outcome:
@@ -194,7 +195,10 @@ def _begin(found: DeployedRun) -> RunFacts:
         engine="hospitals",
         versions=versions(),
         machine=machine(),
+        initial=facts_of(found.study),
     )
+    for line in in_words(facts.initial) if facts.initial else ():
+        _log.info("%s", line)
     if not (found.folder / "run.json").exists():
         write_run(found.folder / "run.json", facts)
     return facts

@@ -113,6 +113,11 @@ class CoordinatorHome:
         return self.folder / "federations"
 
     @property
+    def weights(self) -> Path:
+        """Public files that studies name by their SHA-256, put here by the operator."""
+        return self.folder / "weights"
+
+    @property
     def run(self) -> Path:
         """What processes keep from one start to the next."""
         return self.folder / "run"

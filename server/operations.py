@@ -14,9 +14,11 @@ from sottovoce.common.config import canonical
 from sottovoce.common.errors import DeploymentError, RunError
 from sottovoce.common.folds import n_folds
 from sottovoce.common.pki import Authority, new_request
+from sottovoce.common.pretrained import looking_in
 from sottovoce.common.rosters import sound
 from sottovoce.common.secagg.session import MIN_SITES, Member, Roster
 from sottovoce.common.study import Study, load, loads
+from sottovoce.common.transfer import initial_of
 from sottovoce.server.consortium.offers import sign_offer
 from sottovoce.server.deployed_run import ENDS, DeployedRun, Plan, State
 from sottovoce.server.home import CoordinatorHome
@@ -66,8 +68,11 @@ def offer(home: CoordinatorHome, study_file: Path, sites: Sequence[str]) -> tupl
     Raises:
         StudyError: the study cannot be run.
         DeploymentError: the sites are not those that the study is for.
+        WeightsError: the initial file that the study names is not here, or is not what it should be.
     """
     study, text = load(study_file), study_file.read_text(encoding="utf-8")
+    with looking_in(home.weights):
+        initial_of(study)  # without it no run could begin
     registry, offered_at = Registry.open(home.registry), int(time.time())
     active = {
         member.name: member

@@ -33,7 +33,7 @@ from sottovoce.common.predictions import LEAKS, Prediction
 from sottovoce.common.privacy_specs import NoPrivacy
 from sottovoce.common.run_files import CellFacts, Refused, RoundFacts, round_line
 from sottovoce.common.study import Execution, Study
-from sottovoce.common.weights import from_state_dict
+from sottovoce.common.transfer import start
 from sottovoce.server.exchange import Exchange, GridExchange
 from sottovoce.server.rounds import Cell, Outcome, RoundRecord, run, run_alone
 from sottovoce.simulations import site_ledgers
@@ -181,9 +181,19 @@ def _public(
     with open_exchange(
         execution, places, study_file=job.study_file, states=job.states, without_privacy=twin
     ) as exchange:
-        plain = replace(study.federation, secure_sum=False, compression=None)
-        bare = replace(study, privacy=NoPrivacy(mode="none"), federation=plain)
-        return _outcomes(job, bare, parts, exchange, on_round)
+        return _outcomes(job, _bare(study), parts, exchange, on_round)
+
+
+def _bare(study: Study) -> Study:
+    plain = replace(study.federation, secure_sum=False, compression=None)
+    return replace(study, privacy=NoPrivacy(mode="none"), federation=plain)
+
+
+def checkpoint_of(study: Study, cell: Cell) -> tuple[str, str]:
+    """Returns the name of a cell's checkpoint, and the digest of the study that is written in it."""
+    own = cell.arm == FEDERATED and (is_private(study) or study.sums_are_secure)
+    name = (replace(cell, arm=f"{cell.arm}@{POOLED}") if cell.arm.startswith("central") else cell).name
+    return name, (study if own else _bare(study)).digest()
 
 
 def _outcomes(
@@ -196,7 +206,7 @@ def _outcomes(
             told.add((record.arm, record.round))
             on_round(_facts(record, job.cell.arm))
 
-    weights = from_state_dict(_model(job, study, parts[0]).state_dict())
+    weights = start(study, parts[0].widths, seed=job.cell.seed).weights
     common: Any = {"cell": job.cell, "weights": weights, "checkpoint": job.checkpoint, "resume": True}
     if job.cell.arm in (FEDERATED, NO_PRIVACY):
         outcome = run(exchange, study, on_round=tell, **common)

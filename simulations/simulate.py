@@ -36,6 +36,7 @@ from sottovoce.common.run_files import (
 from sottovoce.common.study import Execution, Study
 from sottovoce.common.study import load as load_study
 from sottovoce.common.summarise import summarise
+from sottovoce.common.transfer import facts_of, in_words
 from sottovoce.server.report import write_report
 from sottovoce.server.rounds import Cell
 from sottovoce.simulations.cells import FEDERATED, Job, arms_of, compute, n_rounds
@@ -67,11 +68,12 @@ def start_run(
     """Runs a study from its beginning and returns the run's folder.
 
     Raises:
-        StudyError, CorpusError, AudioError, RunError, QuorumError: each says what to mend.
+        StudyError, CorpusError, AudioError, WeightsError, RunError, QuorumError: each says what to mend.
     """
     study = load_study(study_file)
     run = out or Path("runs") / study.name
     execution = resolve(execution)
+    initial = facts_of(study)  # before anything is made: the file may not be here
     create(run, overwrite=overwrite)
     with locked(run):
         write_text(run / "study.toml", study_file.read_text(encoding="utf-8"))
@@ -87,6 +89,7 @@ def start_run(
             device=execution.device,
             versions=versions(),
             machine=machine(),
+            initial=initial,
         )
         write_run(run / "run.json", facts)
         _go(run, study, facts, execution, data, twins, on_event)
@@ -150,6 +153,8 @@ def _go(
 ) -> None:
     found = prepare(study, data, workers=execution.workers, on_event=on_event)
     on_event(Note(text=facts.stamp))
+    for line in in_words(facts.initial) if facts.initial else ():
+        on_event(Note(text=line))
     sites = lay_out(study, found.prepared, run / WORK, on_event)
     facts = replace(facts, corpora=found.corpora, sites=sites, skipped=found.prepared.skipped)
     write_run(run / "run.json", facts)
@@ -262,8 +267,8 @@ def _finish(run: Path, study: Study, facts: RunFacts, jobs: list[Job]) -> None:
     for job in jobs:
         rows += predictions.read(job.predictions, n_classes=len(study.labels.classes))
     predictions.write(run / "predictions.jsonl", rows)
-    summary.write(run / "metrics.json", summarise(rows, study, stamp=facts.stamp))
     rounds = last_of_each(read_rounds(run / "rounds.jsonl"))
+    summary.write(run / "metrics.json", summarise(rows, study, stamp=facts.stamp, rounds=rounds))
     write_text(run / "rounds.jsonl", "".join(map(round_line, rounds)))
     write_run(run / "run.json", facts)
     write_report(run)
