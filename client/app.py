@@ -35,7 +35,7 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from sottovoce.client import scaffold
-from sottovoce.client.evaluate import confusion
+from sottovoce.client.evaluate import confusion, mean_loss
 from sottovoce.client.instruction import NOT_OF_THE_STUDY, is_of_study
 from sottovoce.client.personal import PersonalState
 from sottovoce.client.releases import (
@@ -66,7 +66,7 @@ from sottovoce.common.schedule import learning_rate_at
 from sottovoce.common.secagg.complaint import Phase
 from sottovoce.common.secagg.journal import PHASES
 from sottovoce.common.secagg.session import Agreement, Session
-from sottovoce.common.study import HashFolds, Scaffold, Study
+from sottovoce.common.study import HashFolds, QFedAvg, Scaffold, Study
 from sottovoce.common.sums import COUNTS, UPDATE, What, codec_of, public_weights, run_name, terms_of
 from sottovoce.common.weights import Array, Layout, ModelWeights, digest_beside
 
@@ -337,10 +337,20 @@ def _counted(
 
 
 def _trained(visit: "_Visit", data: SiteData) -> tuple[Metrics, dict[str, Array]]:
+    begun = _loss(visit, data) if isinstance(visit.study.federation.strategy, QFedAvg) else None
     result = _train(visit, data)
     visit.data.release()
-    metrics = {"loss": result.loss, "n-examples": result.n_examples, "n-steps": result.n_steps}
+    metrics = {
+        "loss": result.loss if begun is None else begun,
+        "n-examples": result.n_examples,
+        "n-steps": result.n_steps,
+    }
     return metrics, visit.weights.copy()
+
+
+def _loss(visit: "_Visit", data: SiteData) -> float:
+    """Returns the mean loss of the weights that were sent: what q-FedAvg weighs a site by."""
+    return mean_loss(visit.model, data, visit.study.training, visit.device) if len(data) else 0.0
 
 
 def _packed(metrics: Metrics, weights: Mapping[str, Array]) -> bytes:

@@ -17,6 +17,8 @@ from torch import nn
 from sottovoce.common.dataset import SiteData
 from sottovoce.common.groups import Tables
 from sottovoce.common.models import streams_of
+from sottovoce.common.study import Training
+from sottovoce.common.training import losses_of
 
 BATCH = 128
 
@@ -46,6 +48,13 @@ def log_probabilities(
             rows.append(logits.log_softmax(dim=1).cpu().numpy())
     model.train(was_training)
     return np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)
+
+
+def mean_loss(model: nn.Module, data: SiteData, spec: Training, device: str | torch.device = "cpu") -> float:
+    """Returns the mean loss over the recordings as they were made, by the study's own loss. There must be some."""
+    data = data.originals()
+    log_probs = torch.from_numpy(log_probabilities(model, data, device))
+    return float(losses_of(log_probs, torch.from_numpy(data.labels), spec).mean())
 
 
 def confusion(

@@ -16,11 +16,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
-from sottovoce.common import encoders, privacy_specs, transfer_specs
+from sottovoce.common import encoders, generative_specs, privacy_specs, transfer_specs
 from sottovoce.common import groups as speaker_groups
 from sottovoce.common.config import Interval, build, canonical
 from sottovoce.common.errors import StudyError
 from sottovoce.common.feature_specs import FeatureStream, Frames
+from sottovoce.common.generative_specs import Adversarial, SyntheticRows
 from sottovoce.common.groups import Groups, Tables
 from sottovoce.common.labels import EMOTIONS
 from sottovoce.common.ledger.entries import Purpose
@@ -184,6 +185,7 @@ class Training:
     class_weights: tuple[Positive, ...] | None = None
     schedule: Literal["constant", "cosine"] = "constant"
     augmentation: Augmentation = field(default_factory=Augmentation)
+    synthetic: SyntheticRows | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,7 +274,48 @@ class Scaffold:
     server_learning_rate: Positive = 1.0
 
 
-Strategy = FedAvg | FedProx | FedAvgM | FedAdam | FedYogi | Scaffold
+@dataclass(frozen=True, kw_only=True)
+class QFedAvg:
+    """Li et al. 2020: sites with a larger loss count for more; 0 is the plain mean. Mode `none` only."""
+
+    kind: Literal["qfedavg"]
+    q: Annotated[float, Interval(0.0, 100.0)] = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Median:
+    """Yin et al. 2018: the median of each weight's changes."""
+
+    kind: Literal["median"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrimmedMean:
+    """Yin et al. 2018: the mean of each weight's changes without the `n_poisoned` largest and smallest."""
+
+    kind: Literal["trimmed_mean"]
+    n_poisoned: Count = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Krum:
+    """Blanchard et al. 2017: the update closest to its neighbours, or (multi-Krum) the mean of `n_kept` such."""
+
+    kind: Literal["krum"]
+    n_poisoned: Count = 1
+    n_kept: Count = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormBound:
+    """Sun et al. 2019: the mean of updates shortened to `norm`."""
+
+    kind: Literal["norm_bound"]
+    norm: Positive
+
+
+SingleUpdates = QFedAvg | Median | TrimmedMean | Krum | NormBound  # what must see each site's update
+Strategy = FedAvg | FedProx | FedAvgM | FedAdam | FedYogi | Scaffold | Adversarial | SingleUpdates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -492,6 +535,7 @@ def combinations(study: Study) -> list[str]:
         *_training_problems(study),
         *_federation_problems(study),
         *_strategy_problems(study),
+        *generative_specs.problems(study),
         *_privacy_problems(study),
     ]
 
@@ -544,7 +588,7 @@ def _stream_problems(study: Study) -> list[str]:
     ]
     branches = study.model.branches if isinstance(study.model, Fusion) else (study.model,)
     for branch in branches:
-        wants = "statistics" if branch.kind in ("linear", "mlp") else "none"
+        wants = "statistics" if branch.kind in ("linear", "mlp", "discriminator", "moments") else "none"
         stream = streams.get(branch.stream)
         if stream is None:
             problems.append(
@@ -639,11 +683,33 @@ def _federation_problems(study: Study) -> list[str]:
 
 
 def _strategy_problems(study: Study) -> list[str]:
-    match study.federation.strategy:
-        case Scaffold():
-            return [f"federation.strategy: 'scaffold' expects {wanted}." for wanted in _scaffold_wants(study)]
-        case _:
-            return []
+    strategy = study.federation.strategy
+    if isinstance(strategy, Scaffold):
+        wants = list(_scaffold_wants(study))
+    elif isinstance(strategy, SingleUpdates):
+        wants = list(_single_updates_want(study, strategy))
+    else:
+        wants = []
+    return [f"federation.strategy: {strategy.kind!r} expects {wanted}." for wanted in wants]
+
+
+def _single_updates_want(study: Study, strategy: SingleUpdates) -> Iterator[str]:
+    """What lets a rule see each site's update, and enough of them."""
+    federation = study.federation
+    if isinstance(strategy, QFedAvg) and not isinstance(study.privacy, NoPrivacy):
+        yield "mode 'none': each site's loss would be a release that nobody has paid for"
+    if study.sums_are_secure:
+        yield "federation.secure_sum = false (and not mode 'distributed'): it looks at each site's update"
+    if federation.site_weights is not None:
+        yield "no federation.site_weights: it weighs updates itself"
+    least = 1
+    if isinstance(strategy, TrimmedMean):
+        least = 2 * strategy.n_poisoned + 1
+    if isinstance(strategy, Krum):
+        least = max(2 * strategy.n_poisoned + 3, strategy.n_kept)
+    quorum = federation.quorum or study.cohort_size // 2 + 1
+    if quorum < least:
+        yield f"federation.quorum of at least {least} sites, for what it is to withstand; the quorum is {quorum}"
 
 
 def _scaffold_wants(study: Study) -> Iterator[str]:

@@ -6,6 +6,7 @@ Guarantees:
   - Sums are float64 and are rounded to float32 once, when the round ends; memory is that of the model.
   - A reply that breaks the contract adds nothing, and its reason is kept.
   - Weights in the sum are the study's public constants.
+  - Single updates are kept, of one round, only where the study's strategy must see each one.
 """
 
 import time
@@ -75,6 +76,7 @@ class Call:
     private: bool = False
     config: Mapping[str, Scalar] = field(default_factory=dict)
     beside: Beside | None = None
+    single: bool = False
 
     @property
     def model(self) -> str:
@@ -131,7 +133,7 @@ class Share:
 
 @dataclass(kw_only=True)
 class Collected:
-    """The running sum of one attempt, and what is known of it."""
+    """The running sum of one attempt, and what is known of it; `updates` where the call asks for single ones."""
 
     total: npt.NDArray[np.float64]
     weight: float = 0.0
@@ -142,6 +144,7 @@ class Collected:
     checkpoints: dict[str, str] = field(default_factory=dict)
     n_bytes_down: int = 0
     n_bytes_up: int = 0
+    updates: list[Update] = field(default_factory=list)
 
     def add(self, update: Update, weight: float) -> None:
         """Adds one update with its public weight."""
@@ -216,6 +219,8 @@ class GridExchange:
                 collected.refused[share.site] = str(refusal)
             else:
                 collected.add(update, share.weight)
+                if call.single:
+                    collected.updates.append(update)
         return collected
 
     def evaluate(self, call: Call, sites: Sequence[str], tables: Tables) -> Evaluated:

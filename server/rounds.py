@@ -37,7 +37,7 @@ from sottovoce.server import checkpoint as checkpoints
 from sottovoce.server import strategies
 from sottovoce.server.checkpoint import Checkpoint, Identity
 from sottovoce.server.exchange import Beside, Call, Collected, Evaluated, Exchange, Share
-from sottovoce.server.strategies import Algorithm, ServerState
+from sottovoce.server.strategies import Algorithm, ServerState, Single
 
 ALL_SPEAKERS = -1  # the fold in which nobody is withheld
 
@@ -221,7 +221,10 @@ def apply(
 
     `share` is the part of all sites, by their public weights, whose updates were collected.
     """
-    mean = (collected.total / collected.weight).astype(np.float32)
+    if algorithm.combine is None:
+        mean = (collected.total / collected.weight).astype(np.float32)
+    else:
+        mean = algorithm.combine([Single(change=u.difference, loss=u.loss) for u in collected.updates])
     diagnostics = Diagnostics(
         loss=None if collected.loss is None else collected.loss / collected.weight,
         update_norm=float(np.linalg.norm(mean.astype(np.float64))),
@@ -356,6 +359,7 @@ class _Loop:
             beside = Beside(vector=state.moments[algorithm.sends], counted=counted)
         return Call(
             beside=beside,
+            single=algorithm.combine is not None,
             round=number,
             rounds=federation.rounds,
             attempt=attempt,

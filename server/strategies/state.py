@@ -18,6 +18,14 @@ class ServerState:
     moments: Mapping[str, Vector] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Single:
+    """One site's accepted update, for rules that look at each; `loss` as the site stated it, None in a private mode."""
+
+    change: npt.NDArray[np.float64]
+    loss: float | None = None
+
+
 def frozen(vector: Vector) -> Vector:
     """Returns the vector, read-only: what is state is not written to again."""
     vector.setflags(write=False)

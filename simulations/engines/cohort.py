@@ -30,7 +30,7 @@ from sottovoce.common.groups import Tables
 from sottovoce.common.model_specs import Linear, Mlp
 from sottovoce.common.schedule import learning_rate_at
 from sottovoce.common.streams import stream
-from sottovoce.common.study import Scaffold, Study, Training
+from sottovoce.common.study import Scaffold, SingleUpdates, Study, Training
 from sottovoce.common.training import epochs
 from sottovoce.server.exchange import Call, Collected, Evaluated, Share
 
@@ -57,8 +57,9 @@ def unsupported(study: Study) -> list[str]:
         problems.append(f"training.optimiser: expected 'sgd'; came {training.optimiser!r}")
     if training.momentum:
         problems.append(f"training.momentum: expected 0; came {training.momentum:g}")
-    if isinstance(study.federation.strategy, Scaffold):
-        problems.append("federation.strategy: expected one without state at the sites; came 'scaffold'")
+    strategy = study.federation.strategy
+    if isinstance(strategy, Scaffold | SingleUpdates):
+        problems.append(f"federation.strategy: expected one of mean updates alone; came {strategy.kind!r}")
     if training.loss != "cross_entropy":
         problems.append(f"training.loss: expected 'cross_entropy'; came {training.loss!r}")
     return problems
