@@ -17,12 +17,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sottovoce.common import folds, metrics, predictions
+from sottovoce.common import fairness_of_runs, folds, metrics, predictions
 from sottovoce.common.calibrated import calibrated
 from sottovoce.common.errors import RunError
+from sottovoce.common.fairness_figures import Fairness
 from sottovoce.common.metrics import Counts, Floats
 from sottovoce.common.predictions import Prediction
 from sottovoce.common.privacy_specs import NOT_PRIVATE
+from sottovoce.common.run_files import RoundFacts
 from sottovoce.common.study import NamedFolds, Normalisation, Study
 from sottovoce.common.summary import (
     Arm,
@@ -55,8 +57,16 @@ WARNING = (
 )
 
 
-def summarise(rows: Sequence[Prediction], study: Study, *, stamp: str = NOT_PRIVATE) -> Summary:
+def summarise(
+    rows: Sequence[Prediction],
+    study: Study,
+    *,
+    stamp: str = NOT_PRIVATE,
+    rounds: Sequence[RoundFacts] = (),
+) -> Summary:
     """Computes every figure of a run. `stamp` is what `privacy.plan.stamp` says of the study.
+
+    `rounds` hold the counts of groups that sites released, where the study has groups.
 
     Raises:
         ValueError: the study is private and the stamp does not say of what kind.
@@ -92,6 +102,7 @@ def summarise(rows: Sequence[Prediction], study: Study, *, stamp: str = NOT_PRIV
         ),
         notes=tuple(_notes(study, honest)),
         leaks=Leaks(warning=WARNING, arms=leaking) if leaking else None,
+        fairness=tuple(_fairness(rows, rounds, study, honest)),
     )
 
 
@@ -390,6 +401,19 @@ def _enrolment(spec: Normalisation) -> str | None:
     if rule is None:
         return None
     return f"{rule.clips} recordings in a {' or '.join(rule.emotions)} voice"
+
+
+def _fairness(
+    rows: Sequence[Prediction], rounds: Sequence[RoundFacts], study: Study, names: Iterable[str]
+) -> Iterable[Fairness]:
+    """Yields what is known of the study's groups: from each arm's answers, and from what sites released."""
+    groups = study.evaluation.groups
+    if groups is None:
+        return
+    for name in names:
+        yield fairness_of_runs.of_answers([row for row in rows if row.arm == name], study, groups)
+    if (released := fairness_of_runs.of_rounds(rounds, study, groups)) is not None:
+        yield released
 
 
 def _notes(study: Study, arms: dict[str, Arm]) -> Iterable[str]:

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from sottovoce.common import config
 from sottovoce.common.errors import RunError
+from sottovoce.common.fairness_figures import Fairness
 from sottovoce.common.files import write_whole
 from sottovoce.common.study import Share
 
@@ -232,6 +233,7 @@ class Summary:
     differences: tuple[Difference, ...]
     notes: tuple[str, ...]
     leaks: Leaks | None = None
+    fairness: tuple[Fairness, ...] = ()
 
     def arm(self, name: str) -> Arm:
         """Returns the arm of a name."""

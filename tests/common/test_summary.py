@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
-from sottovoce.common import predictions, run_files, summarise, summary
+from sottovoce.common import fairness_figures, predictions, run_files, summarise, summary
 from sottovoce.common.errors import RunError
+from sottovoce.common.fairness_figures import Fairness
 from sottovoce.common.predictions import LEAKS, Prediction
 from sottovoce.common.summary import Summary
 from tests.fakes.runs import CLASSES, FakeRun, predictions_of, rounds_of, run_facts, study_of
@@ -217,6 +218,7 @@ def test_a_missing_metrics_file_says_what_to_do(tmp_path: Path) -> None:
 
 DOCUMENTED: list[type] = [
     *(item for item in vars(summary).values() if isinstance(item, type) and dataclasses.is_dataclass(item)),
+    *(cls for cls in vars(fairness_figures).values() if dataclasses.is_dataclass(cls) and cls is not Fairness),
     *(item for item in vars(run_files).values() if isinstance(item, type) and dataclasses.is_dataclass(item)),
     Prediction,
 ]
