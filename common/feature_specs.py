@@ -131,8 +131,8 @@ class Whisper:
     """The frozen encoder of Whisper, 50 frames a second; weights by their SHA-256 (`common/pretrained.py`).
 
     `layers`: `"last"` is what the decoder reads, the last block's output after a layer norm; numbers 1 ... n are the
-    outputs of the n blocks, n + 1 the last; `"all"` is all of them. In a pooled stream, mean and standard deviation
-    over time of each layer.
+    outputs of the n blocks, n + 1 the last; `"all"` is all of these; 0 is what the first block reads. In a pooled
+    stream, mean and standard deviation over time of each layer.
 
     Privacy: the numbers name the speaker. They are computed and kept at the site, and never leave it.
     """
@@ -140,7 +140,7 @@ class Whisper:
     kind: Literal["whisper"]
     sha256: Sha256 = WHISPER_TINY_EN
     size: WhisperSize = "tiny"
-    layers: Literal["last", "all"] | tuple[Annotated[int, Interval(1, 13)], ...] = "last"
+    layers: Literal["last", "all"] | tuple[Annotated[int, Interval(0, 13)], ...] = "last"
 
     @property
     def numbers(self) -> tuple[int, ...]:

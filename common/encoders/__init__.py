@@ -1,7 +1,7 @@
 """Frozen encoders as feature sources: how many columns and rows they have. Nothing heavy is imported here.
 
-    encode             a recording's parts, computed        whisper, ge2e      the two networks, in plain torch
-    ctranslate2_file   the file that Whisper's weights are in
+    encode             a recording's parts, computed        whisper, ge2e      from sound to vectors
+    whisper_network    Whisper's encoder in plain torch     ctranslate2_file   the file that its weights are in
 
 What an encoder makes of a recording names the speaker: Whisper's last layer well enough to recognise a voice, GE2E by
 design. Like every feature it is computed at the site and stays there; what travels is a model's weights, by the study's
@@ -52,8 +52,8 @@ def n_frames(n_samples: int) -> int:
 def windows(n_samples: int, step: int) -> range:
     """Returns the first mel frame of each of GE2E's windows: one at least, the last one mostly filled.
 
-    >>> windows(16_000, 77), windows(64_000, 77)
-    (range(0, 1, 77), range(0, 309, 77))
+    >>> list(windows(16_000, 77)), list(windows(64_000, 77))
+    ([0], [0, 77, 154, 231])
     """
     n_mel = 1 + n_samples // HOP
     found = range(0, max(1, n_mel - WINDOW_FRAMES + step + 1), step)
@@ -92,6 +92,6 @@ def _part_problems(part: EncoderSpec) -> list[str]:
         if not part.numbers or max(part.numbers) > last or list(part.numbers) != sorted(set(part.numbers)):
             came = ", ".join(map(str, part.numbers)) or "none"
             found.append(
-                f"whisper.layers: expected some of 1 to {last} in ascending order for size {part.size!r}; came {came}."
+                f"whisper.layers: expected some of 0 to {last} in ascending order for size {part.size!r}; came {came}."
             )
     return found

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 
 from sottovoce.common.audio import Waveform
-from sottovoce.common.encoders import Pooling, ge2e, whisper
-from sottovoce.common.feature_specs import EncoderSpec, FeatureStream, Ge2e, Whisper
+from sottovoce.common.encoders import Pooling, ge2e, whisper, whisper_network
+from sottovoce.common.feature_specs import WHISPER_SIZES, EncoderSpec, FeatureStream, Ge2e, Whisper
 
 ENCODERS_VERSION = 1  # part of the cache key of streams with an encoder: raise it when any number changes
 
@@ -40,7 +40,7 @@ def encoded(waveform: Waveform, streams: Sequence[FeatureStream]) -> dict[Wanted
                 for part, pooling in wanted
                 if isinstance(part, Whisper) and (part.sha256, part.size) == (sha256, size)
             ]
-            found |= _whisper(whisper.load(sha256, size), waveform, mine)
+            found |= _whisper(whisper_network.load(sha256, *WHISPER_SIZES[size]), waveform, mine)
         for part, pooling in wanted:
             if isinstance(part, Ge2e):
                 compute = ge2e.embed if pooling == "statistics" else ge2e.sequence
@@ -49,7 +49,7 @@ def encoded(waveform: Waveform, streams: Sequence[FeatureStream]) -> dict[Wanted
 
 
 def _whisper(
-    encoder: whisper.WhisperEncoder, waveform: Waveform, wanted: Sequence[tuple[Whisper, Pooling]]
+    encoder: whisper_network.WhisperEncoder, waveform: Waveform, wanted: Sequence[tuple[Whisper, Pooling]]
 ) -> dict[Wanted, Array]:
     layers = sorted({number for part, _ in wanted for number in part.numbers})
     kept = {number for part, pooling in wanted if pooling == "none" for number in part.numbers}

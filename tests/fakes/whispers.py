@@ -1,6 +1,6 @@
 """CTranslate2 model files with the encoder of a small Whisper of random weights, written by hand.
 
-file = write_whisper(tmp_path, blocks=4, width=384)    # no real weights: their SHA-256 is that of the file
+sha256 = write_whisper(tmp_path)     # then: with looking_in(tmp_path): ...
 """
 
 import hashlib
@@ -35,7 +35,7 @@ def write_model(
     return path
 
 
-def whisper_variables(*, width: int = 384, blocks: int = 4, seed: int = 0) -> dict[str, npt.NDArray[Any]]:
+def whisper_variables(*, width: int, blocks: int, heads: int, seed: int) -> dict[str, npt.NDArray[Any]]:
     """Returns an encoder's variables by their names in the file, float16, of sizes at which it is no constant."""
     random = np.random.default_rng(seed)
 
@@ -58,15 +58,16 @@ def whisper_variables(*, width: int = 384, blocks: int = 4, seed: int = 0) -> di
         found |= layer(f"{place}/ffn/linear_0", 4 * width, width)
         found |= layer(f"{place}/ffn/linear_1", width, 4 * width)
     found |= norm("encoder/layer_norm")
-    found["encoder/num_heads"] = np.array(width // 64, np.int16)
+    found["encoder/num_heads"] = np.array(heads, np.int16)
     found["encoder/position_encodings/encodings"] = some(1500, width)
     return found
 
 
-def write_whisper(folder: Path, *, seed: int = 0) -> str:
-    """Writes an encoder of the tiny size with random weights into a folder of weights; returns its SHA-256."""
+def write_whisper(folder: Path, *, width: int = 384, blocks: int = 4, heads: int = 6, seed: int = 0) -> str:
+    """Writes an encoder with random weights, by default of the tiny size, into a folder; returns its SHA-256."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = write_model(folder / "whisper.bin", whisper_variables(seed=seed))
+    variables = whisper_variables(width=width, blocks=blocks, heads=heads, seed=seed)
+    path = write_model(folder / f"whisper-{width}-{seed}.bin", variables)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

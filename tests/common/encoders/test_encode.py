@@ -138,9 +138,9 @@ def test_weights_layers_and_the_encoders_version_are_part_of_the_cache_key(
             '{ kind = "whisper" }, { kind = "energy" }',
             "streams: 'mel' is a sequence; expected whisper alone in it",
         ),
-        ('{ kind = "whisper", layers = [6] }', "streams: 'mel': whisper.layers: expected some of 1 to 5"),
-        ('{ kind = "whisper", layers = [2, 2] }', "streams: 'mel': whisper.layers: expected some of 1 to 5"),
-        ('{ kind = "whisper", layers = [] }', "streams: 'mel': whisper.layers: expected some of 1 to 5"),
+        ('{ kind = "whisper", layers = [6] }', "streams: 'mel': whisper.layers: expected some of 0 to 5"),
+        ('{ kind = "whisper", layers = [2, 2] }', "streams: 'mel': whisper.layers: expected some of 0 to 5"),
+        ('{ kind = "whisper", layers = [] }', "streams: 'mel': whisper.layers: expected some of 0 to 5"),
         ('{ kind = "whisper", layers = "first" }', "streams[0].parts[0].layers: expected one of last, all"),
         (
             f'{{ kind = "ge2e", sha256 = "{"G" * 64}" }}',

@@ -1,6 +1,5 @@
 """Whisper's encoder: the frames of an independent implementation, of a recording alone."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,11 @@ import torch
 
 from sottovoce.common.audio import Waveform
 from sottovoce.common.encoders import n_frames, whisper
+from sottovoce.common.encoders.whisper_network import WhisperEncoder, load
 from sottovoce.common.errors import WeightsError
 from sottovoce.common.feature_specs import WHISPER_TINY_EN
 from sottovoce.common.pretrained import find, looking_in
-from tests.fakes.whispers import write_model, write_whisper
+from tests.fakes.whispers import write_whisper
 
 RATE = 16_000
 
@@ -31,13 +31,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sha256(folder: Path) -> str:
-    return write_whisper(folder)
+    return write_whisper(folder, width=32, blocks=2, heads=4)
 
 
 @pytest.fixture(scope="module")
-def encoder(folder: Path, sha256: str) -> whisper.WhisperEncoder:
+def encoder(folder: Path, sha256: str) -> WhisperEncoder:
     with looking_in(folder):
-        return whisper.load(sha256, "tiny")
+        return load(sha256, 32, 2)
 
 
 def test_the_frames_are_those_of_ctranslate2() -> None:
@@ -49,7 +49,7 @@ def test_the_frames_are_those_of_ctranslate2() -> None:
     reference = ctranslate2.models.Whisper(str(file.parent), compute_type="float32", intra_threads=1)
     mel = whisper.log_mel(sound(1.3))
     with torch.inference_mode():
-        ours = whisper.load(WHISPER_TINY_EN, "tiny")(mel[None], None, (5,))[5].numpy()
+        ours = load(WHISPER_TINY_EN, 384, 4)(mel[None], (5,))[5].numpy()
     given = ctranslate2.StorageView.from_array(np.ascontiguousarray(mel.numpy().T[None]))
     theirs = np.array(reference.encode(given))
     assert ours.shape == theirs.shape == (1, 65, 384)
@@ -69,27 +69,14 @@ def test_the_log_mel_is_that_of_librosa_clamped_and_scaled() -> None:
 
 @pytest.mark.parametrize("n_samples", [1, 319, 320, 321, 16_000])
 def test_there_is_a_frame_for_every_twenty_milliseconds_begun(
-    encoder: whisper.WhisperEncoder, n_samples: int
+    encoder: WhisperEncoder, n_samples: int
 ) -> None:
-    (chunk,) = encoded(encoder, sound(1)[:n_samples], (5,))
-    assert chunk[5].shape == (n_frames(n_samples), 384) == (-(-n_samples // 320), 384)
-
-
-def test_a_padded_batch_gives_each_clip_the_frames_that_it_has_alone(encoder: whisper.WhisperEncoder) -> None:
-    short, long = whisper.log_mel(sound(0.5)), whisper.log_mel(sound(0.9, seed=1))
-    batch = torch.full((2, len(long) + 40, 80), torch.nan)
-    batch[0, : len(short)], batch[1, : len(long)] = short, long
-    with torch.inference_mode():
-        together = encoder(batch, torch.tensor([len(short), len(long)]), (2, 5))
-        for place, mel in enumerate((short, long)):
-            alone = encoder(mel[None], None, (2, 5))
-            for layer in (2, 5):
-                mine = together[layer][place, : len(mel) // 2]
-                torch.testing.assert_close(mine, alone[layer][0], rtol=1e-4, atol=1e-4)
+    (chunk,) = encoded(encoder, sound(1)[:n_samples], (3,))
+    assert chunk[3].shape == (n_frames(n_samples), 32) == (-(-n_samples // 320), 32)
 
 
 def test_more_than_thirty_seconds_are_chunks_that_know_nothing_of_each_other(
-    encoder: whisper.WhisperEncoder, monkeypatch: pytest.MonkeyPatch
+    encoder: WhisperEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(whisper, "MAX_FRAMES", 20)  # the same in a thousandth of the time
     samples = sound(1.0)
@@ -97,33 +84,32 @@ def test_more_than_thirty_seconds_are_chunks_that_know_nothing_of_each_other(
     assert [len(chunk[1]) for chunk in chunks] == [20, 20, 10]
     mel = whisper.log_mel(samples)
     with torch.inference_mode():
-        alone = encoder(mel[None, 40:80], None, (1,))[1][0].numpy()
+        alone = encoder(mel[None, 40:80], (1,))[1][0].numpy()
     assert np.array_equal(chunks[1][1], alone)
 
 
-def test_a_layer_is_the_same_whichever_others_are_asked_for(encoder: whisper.WhisperEncoder) -> None:
-    (all_of_them,), (some,) = (encoded(encoder, sound(0.3), layers) for layers in ((1, 2, 3, 4, 5), (2,)))
+def test_a_layer_is_the_same_whichever_others_are_asked_for(encoder: WhisperEncoder) -> None:
+    (all_of_them,), (some,) = (encoded(encoder, sound(0.3), layers) for layers in ((0, 1, 2, 3), (2,)))
     assert set(some) == {2}
     assert np.array_equal(some[2], all_of_them[2])
-    assert len({values.tobytes() for values in all_of_them.values()}) == 5
+    assert len({values.tobytes() for values in all_of_them.values()}) == 4
 
 
 def test_loading_draws_no_random_number_and_leaves_nothing_to_train(folder: Path, sha256: str) -> None:
     before = torch.get_rng_state()
     with looking_in(folder):
-        loaded = whisper.load.__wrapped__(sha256, "tiny")
+        loaded = load.__wrapped__(sha256, 32, 2)
     assert torch.equal(torch.get_rng_state(), before)
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
-def test_a_model_of_another_size_is_refused(folder: Path, sha256: str, tmp_path: Path) -> None:
-    with looking_in(folder), pytest.raises(WeightsError, match="Whisper of size 'base'"):
-        whisper.load.__wrapped__(sha256, "base")
-    file = write_model(tmp_path / "m", {"encoder/num_heads": np.array(6, np.int16)})
-    with looking_in(tmp_path), pytest.raises(WeightsError, match="Whisper of size 'tiny'"):
-        whisper.load.__wrapped__(hashlib.sha256(file.read_bytes()).hexdigest(), "tiny")
+@pytest.mark.parametrize(("width", "blocks"), [(64, 2), (32, 1), (32, 3)])
+def test_a_model_of_another_size_is_refused(folder: Path, sha256: str, width: int, blocks: int) -> None:
+    wanted = f"Whisper of {width} columns and {blocks} blocks"
+    with looking_in(folder), pytest.raises(WeightsError, match=wanted):
+        load.__wrapped__(sha256, width, blocks)
 
 
-def encoded(encoder: whisper.WhisperEncoder, samples: Any, layers: tuple[int, ...]) -> list[dict[int, Any]]:
+def encoded(encoder: WhisperEncoder, samples: Any, layers: tuple[int, ...]) -> list[dict[int, Any]]:
     with torch.inference_mode():
         return list(whisper.encode(encoder, Waveform(samples=samples, sample_rate_hz=RATE), layers))
