@@ -108,6 +108,36 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder
 
 
 @app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that has ended.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Recordings of one person.")],
+    enrol: Annotated[
+        list[Path],
+        typer.Option("--enrol", metavar="FILE", help="A calm clip of the same person; repeatable."),
+    ] = [],  # noqa: B006 - Typer copies it
+    arm: Annotated[
+        str | None, typer.Option(help="Whose model; that of the run's headline by default.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of which seed; the first by default.")] = None,
+    fold: Annotated[int | None, typer.Option(help="Of which fold; the first by default.")] = None,
+    answered: Annotated[
+        float,
+        typer.Option(min=0.01, max=1.0, help="The share of recordings like the run's that get an emotion."),
+    ] = 0.7,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a run's model hears in recordings: an emotion, a set of emotions, or that nobody speaks."""
+    from rich.console import Console
+
+    from sottovoce.simulations.predict import as_plain, terminal
+    from sottovoce.simulations.predict import predict as say_of
+
+    found = say_of(run, files, enrol=enrol, arm=arm, seed=seed, fold=fold, answered=answered)
+    typer.echo(json.dumps(as_plain(found), indent=2)) if as_json else Console().print(terminal(found))
+    raise typer.Exit(0 if found.all_read else 2)
+
+
+@app.command()
 def audit(
     path: Annotated[
         Path,
