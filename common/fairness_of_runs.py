@@ -99,7 +99,10 @@ class _Answers:
             attributes[SITE] = tuple(range(n_tables + 1, n_tables + 1 + len(sites)))
         place = {speaker: index for index, speaker in enumerate(speakers)}
         return _Answers(
-            names=(*(table.name for table in tables.all[1:]), *(f"site {site}" for site in sites)),
+            names=(
+                *(table.name for table in tables.all[1:]),
+                *(site if site.startswith(SITE) else f"{SITE} {site}" for site in sites),
+            ),
             attributes=attributes,
             n_seeds=len(seeds),
             n_speakers=len(speakers),

@@ -7,6 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sottovoce.common.summary import Arm, Summary
+from sottovoce.server.report.calibration import line as calibration_line
+from sottovoce.server.report.fairness import sentence
 from sottovoce.server.report.page import Run
 from sottovoce.server.report.text import count, gap_span, percent, points, show_name, span
 
@@ -24,6 +26,9 @@ def closing(run: Run, report: Path) -> Group:
     if len(run.summary.arms) > 1 or run.summary.leaks:
         parts.append(_arms(run.summary))
     parts.append(_sites(arm))
+    parts += _groups(run.summary)
+    if arm.calibration is not None:
+        parts.append(Text(calibration_line(arm.calibration)))
     parts += [Text(f"Note: {show_name(note)}", style="yellow") for note in run.summary.notes]
     parts.append(Text.assemble("Report: ", (str(report), "bold")))
     return Group(*parts)
@@ -88,6 +93,18 @@ def _sites(arm: Arm) -> Table:
     table.caption = more + ("* too few speakers for a claim" if few_speakers else "")
     table.caption_justify = "left"
     return table
+
+
+def _groups(figures: Summary) -> list[Text | Table]:
+    """Returns a line on groups for each source of figures; yellow where somebody should look."""
+    found = [one for one in figures.fairness if one.arm == figures.headline]
+    return [
+        Text(
+            f"Groups ({one.source}): {sentence(one)}",
+            style="yellow" if one.n_flagged or one.collapse.verdict == "collapsed" else "",
+        )
+        for one in found
+    ]
 
 
 def _number(arm: Arm) -> str:

@@ -175,6 +175,43 @@ def dots(
     return _svg(*parts, width=width, height=ground + 38, class_=f"figure {css}", role="img")
 
 
+def diagonal(
+    series: Sequence[tuple[str, str, Sequence[tuple[float, float]]]],
+    *,
+    title: str,
+    description: str,
+    x_label: str,
+    y_label: str,
+) -> Markup:
+    """Draws shares against shares, with the diagonal on which both are equal; each series has a name and a class."""
+    width, side = 460.0, 300.0
+    x, y = (
+        Scale(low=0.0, high=1.0, start=40, end=40 + side),
+        Scale(low=0.0, high=1.0, start=side + 22, end=22),
+    )
+    parts = [tag("title", title), tag("desc", description), tag("text", y_label, class_="label", x=4, y=11)]
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        label = f"{100 * tick:g}"
+        parts += [
+            tag("line", class_="grid", x1=x.start, x2=x.end, y1=y(tick), y2=y(tick)),
+            tag("text", label, class_="label", x=x.start - 7, y=y(tick) + 4, text_anchor="end"),
+            tag("text", label, class_="label", x=x(tick), y=y.start + 16, text_anchor="middle"),
+        ]
+    parts.append(tag("line", class_="reference", x1=x(0.0), x2=x(1.0), y1=y(0.0), y2=y(1.0)))
+    middle = (x.start + x.end) / 2
+    parts.append(tag("text", x_label, class_="label", x=middle, y=y.start + 34, text_anchor="middle"))
+    for row, (name, css, points) in enumerate(series):
+        path = " ".join(f"{x(at):g},{y(value):g}" for at, value in points)
+        marks = [_mark(css, x(at), y(value)) for at, value in points]
+        at_y = 40.0 + 20 * row
+        key = [
+            _mark(css, x.start + 16, at_y - 4),
+            tag("text", name, class_=f"name {css}", x=x.start + 26, y=at_y),
+        ]
+        parts.append(tag("g", tag("polyline", points=path), *marks, *key, class_=css))
+    return _svg(*parts, width=width, height=y.start + 40, class_="figure", role="img")
+
+
 def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     """Returns round ticks from at most `low` to at least `high`, at least two.
 

@@ -17,7 +17,7 @@ from sottovoce.common.predictions import LEAKS, leaks
 from sottovoce.common.run_files import RoundFacts, RunFacts
 from sottovoce.common.study import Study
 from sottovoce.common.summary import Arm, CellFigures, Difference, Estimate, Summary
-from sottovoce.server.report import draw, text
+from sottovoce.server.report import calibration, draw, fairness, text
 
 HERE = Path(__file__).parent
 _KNOWN_ARMS = ("federated", "central", "local")
@@ -61,7 +61,8 @@ def read(folder: Path) -> Run:
 def render(run: Run) -> str:
     """Returns the page."""
     css = (HERE / "report.css").read_text(encoding="utf-8")
-    template = _environment().from_string((HERE / "report.html.j2").read_text(encoding="utf-8"))
+    environment = _environment()
+    template = environment.from_string((HERE / "report.html.j2").read_text(encoding="utf-8"))
     headline = run.summary.arm(run.summary.headline)
     return template.render(
         run=run,
@@ -73,16 +74,24 @@ def render(run: Run) -> str:
         curves=_curves(run.rounds or ()),
         speakers=_speaker_dots(run.summary, headline),
         gap_scale=draw.gap_scale(_largest_gap(run.summary.differences)),
+        fairness=fairness.section(run.summary, environment),
         refused=_refused(run.rounds or ()),
         traffic=_traffic(run.rounds or ()),
         by_fold=_by_fold(headline),
         leaking=_beside_honest(run.summary),
+        calibration=headline.calibration,
+        reliability=calibration.reliability(headline, style(headline.name)),
+        temperatures=calibration.temperatures(headline),
     )
 
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {
         "name": text.show_name,

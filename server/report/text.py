@@ -7,6 +7,7 @@
 import unicodedata
 from datetime import datetime
 
+from sottovoce.common.fairness_figures import Gap
 from sottovoce.common.summary import Difference, Estimate
 
 MAX_NAME = 120
@@ -30,7 +31,7 @@ def span(estimate: Estimate) -> str:
     return f"{100.0 * estimate.low:.1f} to {100.0 * estimate.high:.1f}"
 
 
-def gap_span(difference: Difference) -> str:
+def gap_span(difference: Difference | Gap) -> str:
     """Returns the interval of a difference in points."""
     if difference.low is None or difference.high is None:
         return "no interval: one speaker"

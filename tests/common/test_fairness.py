@@ -235,7 +235,7 @@ def test_answers_give_exact_figures_intervals_over_speakers_and_sites_as_groups(
     study = the_study(by_site=True)
     rows = answers("male")
     (found,) = summarise.summarise(rows, study).fairness
-    assert [group.group for group in found.groups] == ["sex female", "sex male", "site site-1", "site site-2"]
+    assert [group.group for group in found.groups] == ["sex female", "sex male", "site-1", "site-2"]
     men = [row for row in rows if row.groups["sex"] == "male"]
     exact = np.mean([np.mean([row.predicted == k for row in men if row.truth == k]) for k in (0, 1)])
     male = _of(found, "sex male")
