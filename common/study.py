@@ -16,17 +16,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
-from sottovoce.common import encoders, generative_specs, privacy_specs, transfer_specs
+from sottovoce.common import encoders, generative_specs, personal_specs, privacy_specs, transfer_specs
 from sottovoce.common import groups as speaker_groups
 from sottovoce.common.config import Interval, build, canonical
 from sottovoce.common.errors import StudyError
-from sottovoce.common.feature_specs import FeatureStream, Frames
+from sottovoce.common.feature_specs import WHISPER_SIZES, FeatureStream, Frames, Whisper
 from sottovoce.common.generative_specs import Adversarial, SyntheticRows
 from sottovoce.common.groups import Groups, Tables
 from sottovoce.common.labels import EMOTIONS
 from sottovoce.common.ledger.entries import Purpose
 from sottovoce.common.ledger.terms import purpose_problem
-from sottovoce.common.model_specs import Fusion, ModelSpec
+from sottovoce.common.model_specs import Fusion, ModelSpec, WhisperLora
+from sottovoce.common.personal_specs import Personalisation
 from sottovoce.common.privacy_specs import (
     MOST_SITES,
     DistributedPrivacy,
@@ -348,6 +349,7 @@ class Federation:
     quorum: Annotated[int, Interval(1, 10_000)] | None = None
     deadline_seconds: Positive = 3600.0
     max_update_norm: Positive = 1e4
+    personalisation: Personalisation | None = None
     secure_sum: bool | None = None
     compression: Compression | None = None
     largest_change: Positive = 16.0
@@ -532,6 +534,7 @@ def combinations(study: Study) -> list[str]:
         *_stream_problems(study),
         *_encoder_problems(study),
         *transfer_specs.problems(study),
+        *personal_specs.problems(study),
         *_training_problems(study),
         *_federation_problems(study),
         *_strategy_problems(study),
@@ -646,12 +649,52 @@ def _normalisation_problems(study: Study) -> list[str]:
 def _encoder_problems(study: Study) -> list[str]:
     found = encoders.problems(study.streams, study.audio.sample_rate_hz)
     masks = study.training.augmentation.time_masks or study.training.augmentation.band_masks
+    branches = study.model.branches if isinstance(study.model, Fusion) else (study.model,)
+    for branch in branches:
+        if isinstance(branch, WhisperLora):
+            found += _adapter_problems(study, branch)
     for stream in study.streams:
         if masks and stream.encoders and stream.pooling == "none":
             found.append(
                 "training.augmentation: expected no time_masks and band_masks beside a sequence of an encoder; "
                 f"{stream.name!r} is one, and its columns are no bands."
             )
+    return found
+
+
+def _adapter_problems(study: Study, spec: WhisperLora) -> list[str]:
+    found, normalisation = [], study.normalisation
+    stream = next((stream for stream in study.streams if stream.name == spec.stream), None)
+    part = stream.parts[0] if stream else None
+    if (
+        stream is None
+        or not isinstance(part, Whisper)
+        or (part.sha256, part.numbers) != (spec.sha256, (spec.layer,))
+    ):
+        return [
+            f"model: whisper_lora expects a stream of whisper alone, with its sha256 and layers = [{spec.layer}]; "
+            f"{spec.stream!r} is another."
+        ]
+    if spec.layer + spec.blocks != (last := WHISPER_SIZES[part.size][1]):
+        found.append(
+            f"model: whisper_lora expects layer + blocks = {last}, as many as a Whisper of size {part.size!r} has; "
+            f"came {spec.layer} + {spec.blocks}."
+        )
+    figures = {*normalisation.mean, *normalisation.deviation}
+    if (
+        normalisation.scheme != "constants"
+        or normalisation.from_initial
+        or spec.stream in figures
+        or stream.reduction
+    ):
+        found.append(
+            f"normalisation: whisper_lora expects {spec.stream!r} as it is, since frozen blocks read it: scheme = "
+            "'constants' without figures of it, and no reduction."
+        )
+    if isinstance(study.privacy, LocalPrivacy) and study.privacy.trained == "low_rank":
+        found.append(
+            "privacy.trained: expected 'all' or 'head' with whisper_lora; what it trains is adapters already."
+        )
     return found
 
 

@@ -4,6 +4,8 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the processes that tests start
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import settings
 
@@ -23,3 +25,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((number for number, folder in enumerate(LONG) if path.startswith(folder)), len(LONG))
 
     items.sort(key=place)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_whisper_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Puts the weights that a model of the registry of models names where it looks for them."""
+    from sottovoce.common.pretrained import looking_in
+    from tests.fakes.whispers import small_whisper
+
+    folder = tmp_path_factory.mktemp("weights")
+    (folder / "small-whisper.bin").write_bytes(small_whisper()[0])
+    with looking_in(folder):
+        yield

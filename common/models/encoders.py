@@ -5,7 +5,17 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sottovoce.common.model_specs import Attention, Branch, Cnn, CnnLstmAttention, Linear, Lstm, Mlp, Rnn
+from sottovoce.common.model_specs import (
+    Attention,
+    Branch,
+    Cnn,
+    CnnLstmAttention,
+    Linear,
+    Lstm,
+    Mlp,
+    Rnn,
+    WhisperLora,
+)
 from sottovoce.common.models.layers import (
     AttentionPooling,
     ConvStack,
@@ -17,6 +27,7 @@ from sottovoce.common.models.layers import (
     masked_mean_deviation,
     sinusoids,
 )
+from sottovoce.common.models.whisper_lora import AdaptedBlocks
 
 Inputs = Mapping[str, Tensor]
 Lengths = Mapping[str, Tensor]
@@ -66,6 +77,8 @@ def encoder(spec: Branch, widths: Mapping[str, int]) -> Encoder:
             return SelfAttention(spec, width)
         case CnnLstmAttention():
             return ConvolutionsThenMemory(spec, width)
+        case WhisperLora():
+            return AdaptedWhisper(spec, width)
 
 
 class AsIs(Encoder):
@@ -204,3 +217,15 @@ class ConvolutionsThenMemory(SequenceEncoder):
 
     def forward(self, inputs: Inputs, lengths: Lengths) -> Tensor:
         return self.dropout(self.pooling(*self.steps(inputs, lengths)))  # type: ignore[no-any-return]
+
+
+class AdaptedWhisper(Encoder):
+    """Frozen blocks of Whisper with adapters, mean and deviation over time."""
+
+    def __init__(self, spec: WhisperLora, width: int) -> None:
+        super().__init__(spec.stream, 2 * width)
+        self.adapted = AdaptedBlocks(spec, width)
+
+    def forward(self, inputs: Inputs, lengths: Lengths) -> Tensor:
+        pooled: Tensor = self.adapted(inputs[self.stream], lengths[self.stream])
+        return pooled

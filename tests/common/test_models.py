@@ -19,9 +19,11 @@ from sottovoce.common.model_specs import (
     Mlp,
     ModelSpec,
     Rnn,
+    WhisperLora,
 )
 from sottovoce.common.models.layers import FrameAverage, Recurrent
 from sottovoce.common.models.losses import per_example
+from tests.fakes.whispers import small_whisper
 
 WIDTHS = {"mel": 6, "stats": 10}
 N_CLASSES = 4
@@ -42,6 +44,9 @@ BRANCHES: dict[str, Branch] = {
     "attention": Attention(kind="attention", stream="mel", width=8, heads=2, layers=2, dropout=0.0),
     "cnn_lstm_attention": CnnLstmAttention(
         kind="cnn_lstm_attention", stream="mel", channels=(5,), hidden=4, dropout=0.0
+    ),
+    "whisper_lora": WhisperLora(  # of a Whisper as wide as the stream
+        kind="whisper_lora", stream="mel", sha256=small_whisper()[1], layer=1, blocks=2, rank=2, dropout=0.0
     ),
 }
 FUSIONS: dict[str, ModelSpec] = {

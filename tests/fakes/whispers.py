@@ -16,23 +16,21 @@ TYPES = {"float32": 0, "int8": 1, "int16": 2, "int32": 3, "float16": 4}
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
-def write_model(
-    path: Path,
-    variables: Arrays,
-    *,
-    version: int = 6,
-    name: str = "WhisperSpec",
-    aliases: Mapping[str, str] = {},
-) -> Path:
+def write_model(path: Path, variables: Arrays, aliases: Mapping[str, str] | None = None) -> Path:
     """Writes variables as CTranslate2's converters do."""
-    pieces = [struct.pack("<I", version), _text(name), struct.pack("<II", 3, len(variables))]
+    path.write_bytes(model_bytes(variables, aliases or {}))
+    return path
+
+
+def model_bytes(variables: Arrays, aliases: Mapping[str, str]) -> bytes:
+    """Returns the file's bytes."""
+    pieces = [struct.pack("<I", 6), _text("WhisperSpec"), struct.pack("<II", 3, len(variables))]
     for key, values in variables.items():
         kind = struct.pack("<B", TYPES[values.dtype.name])
         shape = struct.pack(f"<B{values.ndim}I", values.ndim, *values.shape)
         pieces += [_text(key), shape, kind, struct.pack("<I", values.nbytes), values.tobytes()]
     pieces += [struct.pack("<I", len(aliases)), *(_text(a) + _text(b) for a, b in aliases.items())]
-    path.write_bytes(b"".join(pieces))
-    return path
+    return b"".join(pieces)
 
 
 def whisper_variables(*, width: int, blocks: int, heads: int, seed: int) -> dict[str, npt.NDArray[Any]]:
@@ -69,6 +67,12 @@ def write_whisper(folder: Path, *, width: int = 384, blocks: int = 4, heads: int
     variables = whisper_variables(width=width, blocks=blocks, heads=heads, seed=seed)
     path = write_model(folder / f"whisper-{width}-{seed}.bin", variables)
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def small_whisper() -> tuple[bytes, str]:
+    """Returns a file with an encoder of 6 columns and 3 blocks, and its SHA-256: always the same."""
+    content = model_bytes(whisper_variables(width=6, blocks=3, heads=2, seed=7), {})
+    return content, hashlib.sha256(content).hexdigest()
 
 
 def _text(text: str) -> bytes:

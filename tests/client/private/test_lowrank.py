@@ -12,7 +12,7 @@ from sottovoce.common.models.losses import per_example
 from tests.common.test_models import MODELS, N_CLASSES, WIDTHS, T, patient
 from tests.fakes.patients import batch_of, one_by_one, worst_tensor
 
-ADAPTABLE = [name for name in MODELS if name != "linear"]
+ADAPTABLE = [name for name in MODELS if name not in ("linear", "whisper_lora")]  # no body; adapters already
 BATCH, PATIENTS = batch_of(patient(0, (T,)), patient(1, (5, 11)), patient(2, (1, 9, 2)), shuffle=1)
 
 
