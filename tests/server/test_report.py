@@ -101,6 +101,8 @@ def test_the_figures_stand_beside_their_limits(page: str) -> None:
         "5 folds by speaker",
         "Transductive.",
         "not used for any choice",
+        "How sure, and how right",
+        "If only the surest recordings are answered",
         "do not quote",
         "What this cannot tell you",
         "A diagnosis.",
@@ -119,7 +121,7 @@ def test_every_table_has_a_caption_and_every_drawing_words(page: str) -> None:
         if tag == "svg" and "class" in attributes and attributes.get("role") != "img":
             assert attributes.get("aria-hidden") == "true" or attributes["class"] == "spark"
     drawings = re.findall(r"<svg[^>]*role=\"img\".*?</svg>", page, re.DOTALL)
-    assert len(drawings) == 3
+    assert len(drawings) == 4
     assert all("<title>" in drawing and "<desc>" in drawing for drawing in drawings)
 
 
