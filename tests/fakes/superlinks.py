@@ -301,8 +301,8 @@ def supernode(hospital: Hospital, *, app: str = "") -> Iterator[subprocess.Popen
         process.wait()
 
 
-def until(condition: Any, *, seconds: float = 20.0, what: str = "it") -> Any:
-    """Waits until a condition holds and returns what it returned."""
+def until(condition: Any, *, seconds: float = 60.0, what: str = "it") -> Any:
+    """Waits until a condition holds and returns what it returned. On a busy machine an agent starts in 20 s."""
     end = time.monotonic() + seconds
     while not (found := condition()):
         if time.monotonic() > end:
