@@ -275,7 +275,7 @@ ROUNDS, STEPS = 10, 6  # of a private study
 
 LEARNED = """\
 [model]
-kind = "fusion"                 # linear, mlp, cnn, rnn, lstm, attention, cnn_lstm_attention, fusion
+kind = "fusion"                 # linear, mlp, cnn, rnn, lstm, attention, cnn_lstm_attention, whisper_lora, fusion
 level = "feature"
 branches = [
   { kind = "mlp", stream = "statistics", hidden = 64 },

@@ -60,7 +60,7 @@ class AdaptedBlocks(nn.Module):
         for block, adapter in zip(frozen.blocks[self._spec.layer :], self.adapters, strict=True):
             values = block(values, mask, adapter)
         # Both as long as the root of their width, whatever the encoder's scale: no figure of other recordings.
-        pooled = masked_mean_deviation(frozen.norm(values), lengths).unflatten(1, (2, self._width))
+        pooled = masked_mean_deviation(frozen.norm(values), lengths).view(-1, 2, self._width)
         scaled: Tensor = self.dropout(functional.layer_norm(pooled, (self._width,)).flatten(1))
         return scaled
 
