@@ -28,6 +28,7 @@ from sottovoce.common.weights import digest as weights_digest
 from sottovoce.server.strategies import ServerState, Vector, frozen
 
 FORMAT = "1"
+OTHERS = "others"  # vectors of a strategy that are not as long as the weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,7 @@ def save(path: Path, checkpoint: Checkpoint, layout: Layout, identity: Identity)
     tensors = _named("weights", layout, state.weights)
     for moment, vector in state.moments.items():
         tensors |= _named(moment, layout, vector)
+    tensors |= {f"{OTHERS}/{name}": vector for name, vector in state.others.items()}
     metadata = {
         "format": FORMAT,
         "study": identity.study_digest,
@@ -79,8 +81,15 @@ def load(path: Path, layout: Layout, identity: Identity) -> Checkpoint:
                 f"{path}: expected the {what} {expected[:40]}; came a checkpoint of {metadata[what][:40]}. "
                 "Resume with the study that began the run."
             )
+    others = {
+        name.removeprefix(f"{OTHERS}/"): frozen(tensors.pop(name))
+        for name in list(tensors)
+        if name.startswith(f"{OTHERS}/")
+    }
     vectors = {name: _vector(path, name, layout, tensors) for name in _groups(tensors)}
-    state = ServerState(round=int(metadata["round"]), weights=vectors.pop("weights"), moments=vectors)
+    state = ServerState(
+        round=int(metadata["round"]), weights=vectors.pop("weights"), moments=vectors, others=others
+    )
     return Checkpoint(state=state, records=tuple(json.loads(metadata["records"])))
 
 

@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 
 from sottovoce.common.errors import QuorumError, RunError
-from sottovoce.common.flower import Scalar
+from sottovoce.common.flower import PERSONAL, Scalar
+from sottovoce.common.generative_specs import Adversarial, is_generative
 from sottovoce.common.privacy_specs import NoPrivacy
 from sottovoce.common.run_files import Counted
 from sottovoce.common.streams import stream
@@ -105,11 +106,12 @@ class RoundRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Where a federation arrived. Resumed rounds are among `rounds`."""
+    """Where a federation arrived. Resumed rounds are among `rounds`; `others` are the strategy's own vectors."""
 
     weights: Mapping[str, Array]
     digest: str
     rounds: tuple[RoundRecord, ...]
+    others: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def refused(self) -> list[tuple[int, str, str]]:
@@ -159,7 +161,7 @@ def run(
         if on_round is not None:
             on_round(record)
     final = loop.layout.unflatten(state.weights)
-    return Outcome(weights=final, digest=digest(final), rounds=records)
+    return Outcome(weights=final, digest=digest(final), rounds=records, others=state.others)
 
 
 def run_alone(
@@ -196,15 +198,17 @@ def run_alone(
 
 def alone(study: Study) -> Study:
     """Returns the study as a federation of one: no server optimiser, no pull, no partners."""
+    strategy = study.federation.strategy
     federation = replace(
         study.federation,
         n_sites=1,
-        strategy=FedAvg(kind="fedavg"),
+        strategy=strategy if isinstance(strategy, Adversarial) else FedAvg(kind="fedavg"),
         site_weights=None,
         sites_per_round=None,
         quorum=None,
         secure_sum=False,  # there is nobody to hide among
         compression=None,
+        personalisation=None,
     )
     return replace(study, federation=federation)
 
@@ -269,7 +273,7 @@ class _Loop:
 
     @property
     def algorithm(self) -> Algorithm:
-        return strategies.of(self.study)
+        return strategies.of(self.study, seed=self.cell.seed)
 
     @property
     def identity(self) -> Identity:
@@ -353,6 +357,8 @@ class _Loop:
 
     def _call(self, state: ServerState, number: int, attempt: int, earlier: Sequence[RoundRecord]) -> Call:
         federation, algorithm = self.study.federation, self.algorithm
+        # Twins that train alone are of the same study: only a message can say that they have no model of their own.
+        personal = {} if federation.personalisation is None else {PERSONAL: True}
         beside = None
         if algorithm.sends is not None:
             counted = {site: record.round for record in earlier for site in record.sites}
@@ -370,7 +376,7 @@ class _Loop:
             deadline_seconds=federation.deadline_seconds,
             max_update_norm=federation.max_update_norm,
             private=not isinstance(self.study.privacy, NoPrivacy),
-            config={**self.client_config, **algorithm.client_config},
+            config={**self.client_config, **algorithm.client_config, **personal},
         )
 
     def _counted(self, evaluated: Evaluated | None) -> Counted | None:
@@ -384,7 +390,7 @@ class _Loop:
         due = call.round % self.study.evaluation.every_rounds == 0 or call.round == call.rounds
         spec = self.study.privacy
         unpaid = not isinstance(spec, NoPrivacy) and spec.counts_noise_multiplier is None
-        if not due or unpaid or call.fold == ALL_SPEAKERS:
+        if not due or unpaid or call.fold == ALL_SPEAKERS or is_generative(self.study):
             return None
         return self.exchange.evaluate(call, self.sites, self.study.tables)
 

@@ -39,6 +39,7 @@ from sottovoce.common.streams import stream
 from sottovoce.common.study import Study, load
 from sottovoce.simulations.augmentation_methods import FEDERATIONS, METHODS, Part, Setting, augmented
 from sottovoce.simulations.cells import POOLED
+from sottovoce.simulations.made_head import DECAY
 from sottovoce.simulations.prepare import lay_out, prepare
 from sottovoce.simulations.results import SCENARIOS, commit
 from sottovoce.simulations.run_folder import write_text
@@ -46,7 +47,6 @@ from sottovoce.simulations.softmax import Head, fit_head
 from sottovoce.simulations.without_pooling import STUDENT
 
 KEPT = 0.1  # of the emotion that a site lost
-DECAY = 0.02  # of the head: chosen on no fold, about what the linear row of docs/results.md has
 PER_CLASS = 100  # made rows, for a head that sees nothing else
 COLUMNS = 32  # in which distances are measured: principal ones of the training rows
 BAR = 5.0  # points of recall above `none`

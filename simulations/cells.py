@@ -25,19 +25,26 @@ from torch import nn
 
 from sottovoce.client.app import withheld
 from sottovoce.client.evaluate import log_probabilities
+from sottovoce.client.personal import PersonalState
+from sottovoce.client.personalise import Round, scored_weights
 from sottovoce.common import models, predictions
 from sottovoce.common.dataset import SiteData
 from sottovoce.common.errors import RunError
 from sottovoce.common.files import write_whole
+from sottovoce.common.generative import synthetic
+from sottovoce.common.generative_specs import is_generative
 from sottovoce.common.predictions import LEAKS, Prediction
 from sottovoce.common.privacy_specs import NoPrivacy
 from sottovoce.common.run_files import CellFacts, Refused, RoundFacts, round_line
 from sottovoce.common.study import Execution, Study
 from sottovoce.common.transfer import start
+from sottovoce.common.weights import Array
 from sottovoce.server.exchange import Exchange, GridExchange
+from sottovoce.server.made_rows import made_rows
 from sottovoce.server.rounds import Cell, Outcome, RoundRecord, run, run_alone
 from sottovoce.simulations import site_ledgers
 from sottovoce.simulations.engines import open_exchange
+from sottovoce.simulations.made_head import log_probabilities_by
 
 POOLED = "pooled"
 FEDERATED, NO_PRIVACY = "federated", "federated without privacy"
@@ -48,8 +55,9 @@ NETWORK_ARMS = (FEDERATED, NO_PRIVACY, "central", "local")
 class Job:
     """All that a process needs to compute a cell. `sites` holds a folder for each site; `pooled` all of them in one.
 
-    `ledgers` is where sites of a private study keep theirs; `extracts` is where what may be shown of them goes; `states` is
-    where sites keep what they need from round to round, until the cell is done.
+    `ledgers` is where sites of a private study keep theirs; `extracts` is where what may be shown of them goes;
+    `states` is where sites keep what they need from round to round, until the cell is done; `made` is for the rows of
+    a study whose model makes some.
     """
 
     cell: Cell
@@ -59,6 +67,7 @@ class Job:
     ledgers: Path
     extracts: Path
     states: Path
+    made: Path
     checkpoint: Path
     rounds: Path
     predictions: Path
@@ -222,10 +231,36 @@ def _outcomes(
 
 def _score(job: Job, study: Study, data: SiteData, outcome: Outcome) -> Iterator[Prediction]:
     scored = _scored(job, study, data)
-    if len(scored):
+    if len(scored) and is_generative(study):
+        made = made_rows(study, outcome.weights, outcome.others, seed=job.cell.seed)
+        synthetic.write(job.made, made)
+        yield from _rows(job.cell, scored, log_probabilities_by(made, scored))
+    elif len(scored):
         model = _model(job, study, data)
-        model.load_state_dict({name: torch.tensor(array) for name, array in outcome.weights.items()})
+        weights = _scored_by(job, study, data, model, outcome.weights)
+        model.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
         yield from _rows(job.cell, scored, log_probabilities(model, scored, job.execution.device))
+
+
+def _scored_by(
+    job: Job, study: Study, data: SiteData, model: nn.Module, weights: Mapping[str, Array]
+) -> Mapping[str, Array]:
+    """Returns the weights that a site's own speakers are scored by: its own model's, where it has one."""
+    spec = study.federation.personalisation
+    if spec is None or job.cell.arm not in (FEDERATED, NO_PRIVACY):
+        return weights
+    state = PersonalState(
+        job.states / data.site, study_digest=study.digest(), seed=job.cell.seed, fold=job.cell.fold
+    )
+    now = Round(
+        study=study,
+        site=data.site,
+        seed=job.cell.seed,
+        round=study.federation.rounds,
+        device=job.execution.device,
+    )
+    trainable = data.select(data.trains & ~_withheld(job, study, data))
+    return scored_weights(model, trainable, spec, state, weights, now)
 
 
 def _model(job: Job, study: Study, data: SiteData) -> nn.Module:

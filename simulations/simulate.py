@@ -174,6 +174,7 @@ def _job(run: Path, cell: Cell, execution: Execution) -> Job:
         ledgers=run / WORK / "ledgers" / cell.name,
         extracts=run / "ledgers" / cell.name,
         states=run / STATES / cell.name,
+        made=run / "synthetic",
         checkpoint=run / "checkpoints" / f"{cell.name}.safetensors",
         rounds=run / "predictions" / f"{cell.name}.rounds.jsonl",
         predictions=run / "predictions" / f"{cell.name}.jsonl",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sottovoce.common.config import Interval
 from sottovoce.common.models.generative import SLOPE
 from sottovoce.common.streams import torch_seed
+from sottovoce.common.weights import Layout, from_state_dict, to_state_dict
 
 Rows = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -81,3 +82,15 @@ def each_class(n_classes: int, per_class: int) -> Labels:
     [0, 0, 0, 1, 1, 1]
     """
     return np.repeat(np.arange(n_classes, dtype=np.int64), per_class)
+
+
+def flat_weights(module: nn.Module) -> Rows:
+    """Copies a module's weights into one vector."""
+    weights = from_state_dict(module.state_dict())
+    return Layout.of(weights).flatten(weights)
+
+
+def put_flat_weights(module: nn.Module, flat: Rows) -> None:
+    """Writes one vector into a module's weights. Raises: ValueError where it has another length."""
+    layout = Layout.of(from_state_dict(module.state_dict()))
+    module.load_state_dict(to_state_dict(layout.unflatten(flat)))

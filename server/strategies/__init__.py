@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from sottovoce.common.errors import RunError
+from sottovoce.common.generative_specs import Adversarial
 from sottovoce.common.schedule import learning_rate_at
 from sottovoce.common.study import (
     FedAdam,
@@ -34,6 +35,7 @@ from sottovoce.common.study import (
     TrimmedMean,
 )
 from sottovoce.server.strategies import (
+    adversarial,
     fedadam,
     fedavg,
     fedavgm,
@@ -74,8 +76,8 @@ class Algorithm:
         return self.rule(state, mean_update, share)
 
 
-def of(study: Study) -> Algorithm:
-    """Returns the strategy that a study names."""
+def of(study: Study, *, seed: int = 0) -> Algorithm:
+    """Returns the strategy that a study names; `seed` is for what a strategy itself draws, in public."""
     spec = study.federation.strategy
     match spec:
         case FedAvg():
@@ -91,6 +93,9 @@ def of(study: Study) -> Algorithm:
             return Algorithm(init=fedadam.init, rule=lambda state, mean, _: fedyogi.apply(state, mean, spec))
         case Scaffold():
             return _scaffold(study, spec)
+        case Adversarial():
+            game = adversarial.Game(study, spec, seed)
+            return Algorithm(init=game.init, rule=lambda state, mean, _: game.apply(state, mean))
         case Median():
             return _combined(median.combine)
         case TrimmedMean():

@@ -11,11 +11,15 @@ Vector = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class ServerState:
-    """The weights after `round` rounds, flat, and the strategy's own vectors of the same length by name."""
+    """The weights after `round` rounds, flat, and the strategy's own vectors of the same length by name.
+
+    `others` are vectors of other lengths: of a network that is the coordinator's alone.
+    """
 
     round: int
     weights: Vector
     moments: Mapping[str, Vector] = field(default_factory=dict)
+    others: Mapping[str, Vector] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
