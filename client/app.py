@@ -38,6 +38,15 @@ from sottovoce.client import scaffold
 from sottovoce.client.evaluate import confusion, mean_loss
 from sottovoce.client.instruction import NOT_OF_THE_STUDY, is_of_study
 from sottovoce.client.personal import PersonalState
+from sottovoce.client.personalise import (
+    Round,
+    keeps_head,
+    kept_here,
+    scored_weights,
+    started,
+    train_in_turn,
+    train_own,
+)
 from sottovoce.client.releases import (
     NOTHING_RELEASED,
     UNDER_MASKS_ONLY,
@@ -50,17 +59,19 @@ from sottovoce.client.releases import (
 )
 from sottovoce.client.secure import Mask, answered
 from sottovoce.client.secure_folder import SecureFolder
-from sottovoce.client.site_ledger import SECURE
+from sottovoce.client.site_ledger import SECURE, SiteLedger
 from sottovoce.client.train import TrainResult
 from sottovoce.client.train import train as train_locally
 from sottovoce.client.train_private import check_units
 from sottovoce.client.transferred import anchored, head_alone
-from sottovoce.common import models
+from sottovoce.common import group_weights, models
 from sottovoce.common import study as studies
 from sottovoce.common.dataset import SiteData
 from sottovoce.common.errors import RunError, SecureSumError, SottovoceError
-from sottovoce.common.flower import CONTROL, COUNTED, array_record, read_weights
+from sottovoce.common.flower import CONTROL, COUNTED, PERSONAL, array_record, read_weights
 from sottovoce.common.folds import fold_of, leaking_random_fold, n_folds
+from sottovoce.common.generative.added import with_made_rows
+from sottovoce.common.personal_specs import Ditto, FedRep, Personalisation
 from sottovoce.common.privacy_specs import DistributedPrivacy, LocalPrivacy, NoPrivacy
 from sottovoce.common.schedule import learning_rate_at
 from sottovoce.common.secagg.complaint import Phase
@@ -116,8 +127,10 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Counts (table, truth, predicted) over the speakers who are withheld, flat; noised in a private mode."""
     visit = _plain(_visit(message, context))
-    called = _called(visit, _sent(message, visit))
-    counts, checkpoint = _counted(context, visit, visit.scored, called)
+    sent = _sent(message, visit)
+    called = _called(visit, sent)
+    _write_scored(context, visit, sent)
+    counts, checkpoint = _counted(context, visit, visit.counted_on, called)
     visit.data.release()
     content = RecordDict({"metrics": MetricRecord({"confusion": counts.reshape(-1).tolist()})})
     return _reply(message, content, checkpoint)
@@ -211,7 +224,7 @@ def _vector(
     called, study = _called(visit, sent), visit.study
     if called.model != session.model_digest:
         raise SecureSumError("model", "Expected the weights whose digest the session has; came others.")
-    data = visit.scored if what == COUNTS else visit.trainable
+    data = visit.counted_on if what == COUNTS else visit.trainable
     try:
         if isinstance(study.privacy, DistributedPrivacy):
             check_units(visit.data, study)  # of the whole site: features were standardised over all of it
@@ -224,10 +237,14 @@ def _vector(
                 what,
                 attempt=session.attempt,
                 mask=mask,
+                group_weights=visit.group_weights,
                 device=visit.device,
             )
+            if what == UPDATE:
+                _train_own(context, visit, data, sent)
             return released.data, released.checkpoint
         if what == COUNTS:
+            _write_scored(context, visit, sent)
             counts, checkpoint = _counted(context, visit, data, called)
             return mask(counts.reshape(-1)), checkpoint
         _, after, checkpoint = _updated(context, visit, data, called, sent)
@@ -246,9 +263,16 @@ def _updated(
     context: Context, visit: "_Visit", data: SiteData, called: Called, sent: Mapping[str, Array]
 ) -> tuple[Metrics, Mapping[str, Array], str]:
     """Trains; returns metrics, weights and a checkpoint, if any. What the site keeps of it is then on its disk."""
-    shared = visit.control
+    shared, spec = visit.control, visit.personal
+    if keeps_head(spec):
+        state = _state(context, visit)
+        visit.weights.write(started(state, sent, visit.round))
+        metrics, trained, checkpoint = _plainly_updated(context, visit, data, called, sent)
+        return metrics, kept_here(state, trained, sent, visit.round), checkpoint
     if shared is None:
-        return _plainly_updated(context, visit, data, called, sent)
+        said = _plainly_updated(context, visit, data, called, sent)
+        _train_own(context, visit, data, sent)
+        return said
     steps = _steps(visit)
     state = _state(context, visit)
     own = state.read(visit.counted) if visit.counted else {n: np.zeros_like(a) for n, a in sent.items()}
@@ -258,6 +282,37 @@ def _updated(
     after = scaffold.control_after(own, shared, sent=sent, trained=said[1], descent=descent)
     state.write(visit.round, after, oldest=visit.counted)
     return said
+
+
+def _train_own(context: Context, visit: "_Visit", data: SiteData, sent: Mapping[str, Array]) -> None:
+    """Trains the model that this site has beside the shared one, if the study says so. Nothing of it leaves."""
+    if isinstance(visit.personal, Ditto):
+        own = _still_there(context, visit, data)
+        train_own(visit.model, own, visit.personal, _state(context, visit), sent, visit.here)
+        visit.data.release()
+
+
+def _still_there(context: Context, visit: "_Visit", data: SiteData) -> SiteData:
+    """Returns the recordings without those of patients who withdrew, at a site whose ledger knows of them."""
+    if not _keeps_ledger(context):
+        return data
+    with SiteLedger.open(_ledger_folder(context, visit.data.site)) as ledger:
+        gone = ledger.gone()
+    return data.select(np.array([patient not in gone for patient in data.patients], np.bool_))
+
+
+def _write_scored(context: Context, visit: "_Visit", sent: Mapping[str, Array]) -> None:
+    """Writes the weights that this site scores with into the model: its own, where what leaves may be of them.
+
+    In a private mode counts are of the shared model if the site's own was trained without noise: they are paid for
+    by who is scored, not by who was trained on.
+    """
+    spec = visit.personal
+    if spec is None or (visit.private and not keeps_head(spec)):
+        return
+    trainable = _still_there(context, visit, visit.trainable)
+    state = _state(context, visit)
+    visit.weights.write(scored_weights(visit.model, trainable, spec, state, sent, visit.here))
 
 
 def _steps(visit: "_Visit") -> int:
@@ -294,6 +349,7 @@ def _plainly_updated(
             called,
             proximal_mu=visit.proximal_mu,
             correction=visit.correction,
+            group_weights=visit.group_weights,
             device=visit.device,
         )
         flat = np.frombuffer(released.data, "<f4").astype(np.float32)
@@ -393,8 +449,9 @@ def _control(message: Message, study: Study, weights: ModelWeights) -> dict[str,
 def _called(visit: "_Visit", sent: Mapping[str, Array]) -> Called:
     rest = f"{visit.rounds} {visit.proximal_mu!r} {visit.leaks}"
     rest += "" if visit.control is None else f" {visit.counted}"
+    rest += "" if visit.personal is None else f" {visit.personal.kind}"
     how = f"-{hashlib.sha256(rest.encode()).hexdigest()[:8]}"
-    model = digest_beside(sent, visit.control)
+    model = group_weights.bound_to(digest_beside(sent, visit.control), visit.told_weights)
     return Called(seed=visit.seed, fold=visit.fold, round=visit.round, model=model, how=how)
 
 
@@ -412,6 +469,8 @@ def _check_instruction(visit: "_Visit") -> None:
         proximal_mu=visit.proximal_mu,
         leaks=visit.leaks,
         counted=None if visit.control is None else visit.counted,
+        personal=visit.personal is not None,
+        weights=visit.told_weights,
     ):
         raise Refusal(NOT_OF_THE_STUDY)
 
@@ -437,6 +496,20 @@ class _Visit:
     control: Mapping[str, Array] | None = None
     counted: int = 0
     correction: Mapping[str, Array] | None = None
+    personal: Personalisation | None = None
+    told_weights: str | None = None
+
+    @property
+    def group_weights(self) -> tuple[float, ...]:
+        """The weights of groups that the message tells, where they move; none where they do not."""
+        return group_weights.read(self.told_weights, self.study) or ()
+
+    @property
+    def here(self) -> Round:
+        """Which round of which federation this is, and where."""
+        return Round(
+            study=self.study, site=self.data.site, seed=self.seed, round=self.round, device=self.device
+        )
 
     @property
     def trainable(self) -> SiteData:
@@ -448,6 +521,11 @@ class _Visit:
     def scored(self) -> SiteData:
         """The recordings of those who are withheld, as they were made."""
         return self.data.select(self.withheld).originals()
+
+    @property
+    def counted_on(self) -> SiteData:
+        """The recordings that an evaluation counts: of who is withheld, or of who is trained on (`group_weights.py`)."""
+        return self.trainable.originals() if group_weights.steers(self.study, self.round) else self.scored
 
 
 def _visit(message: Message, context: Context) -> _Visit:
@@ -478,7 +556,19 @@ def _visit(message: Message, context: Context) -> _Visit:
         device=device,
         control=_control(message, study, weights),
         counted=int(config.get(COUNTED, 0)),  # type: ignore[arg-type]
+        personal=study.federation.personalisation if config.get(PERSONAL, False) else None,
+        told_weights=_told_weights(config, study),
     )
+
+
+def _told_weights(config: Mapping[str, object], study: Study) -> str | None:
+    """Returns the text of the groups' weights in a message. Raises: RunError where the study has others."""
+    text = config.get(group_weights.TOLD)
+    if text is None and not group_weights.moves(study):
+        return None
+    if not isinstance(text, str) or group_weights.read(text, study) is None:
+        raise RunError("Expected the weights of the study's groups, where it has some; came others.")
+    return text
 
 
 def withheld(
@@ -513,6 +603,9 @@ def _train(visit: _Visit, data: SiteData) -> TrainResult:
             sent = visit.weights.copy()
             visit.weights.write(scaffold.without_examples(visit.correction, sent=sent, descent=descent))
         return TrainResult(loss=0.0, n_examples=0, n_steps=0)
+    data = with_made_rows(data.only(models.streams_of(visit.model)), visit.study)
+    if isinstance(visit.personal, FedRep):
+        return train_in_turn(visit.model, data, visit.personal, visit.here)
     with head_alone(visit.model, visit.study.transfer):
         return train_locally(
             visit.model,
@@ -527,6 +620,9 @@ def _train(visit: _Visit, data: SiteData) -> TrainResult:
             transfer=anchored(visit.study, visit.model),
             device=visit.device,
             frames=visit.study.frames,
+            row_weights=group_weights.of_recordings(
+                visit.study, visit.group_weights, data.groups, data.labels
+            ),
         )
 
 

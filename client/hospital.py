@@ -36,6 +36,7 @@ from sottovoce.client.features_at_rest import open_features
 from sottovoce.client.home import Hospital
 from sottovoce.client.instruction import NOT_OF_THE_STUDY, is_of_study
 from sottovoce.client.site_ledger import SiteLedger
+from sottovoce.common import group_weights
 from sottovoce.common import study as studies
 from sottovoce.common.config import as_plain
 from sottovoce.common.envelope import (
@@ -190,6 +191,8 @@ def _check_instruction(study: Study, records: RecordDict) -> None:
         proximal_mu=told.get("proximal-mu", -1.0),
         leaks=told.get("leaking-split", False),
         counted=told.get("counted"),
+        personal=told.get("personal", False),
+        weights=told.get(group_weights.TOLD),
     ):
         raise EnvelopeRefused("instruction", NOT_OF_THE_STUDY)
 

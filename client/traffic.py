@@ -24,6 +24,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from sottovoce.common import group_weights
 from sottovoce.common.folds import n_folds
 from sottovoce.common.model_size import shapes_of
 from sottovoce.common.privacy_specs import NoPrivacy
@@ -108,7 +109,7 @@ def _plain(
     study: Study, what: What, shapes: Mapping[str, tuple[int, ...]], roster: Roster | None
 ) -> Iterator[MessageKind]:
     n, most = _times(study, what)
-    asked = (*_weights(shapes), *_instruction(), *_beside(study, what, shapes))
+    asked = (*_weights(shapes), *_instruction(study), *_beside(study, what, shapes))
     reply = (*_weights(shapes), *_metrics(study)) if what == UPDATE else (_confusion(study),)
     private = not isinstance(study.privacy, NoPrivacy)
     answers = (*reply, _checkpoint()) if private else reply
@@ -132,7 +133,7 @@ def _secure(
         beside = _beside(study, what, shapes)
         if phase != "mask":
             beside = tuple(field for field in beside if field.record == "config")
-        asked = (*_instruction(), *beside, *_body(phase, sizes[phase].down), _model())
+        asked = (*_instruction(study), *beside, *_body(phase, sizes[phase].down), _model())
         if phase == "mask":
             asked = (*asked, *_weights(shapes))
         answer = _body(phase, sizes[phase].up, exact=True)
@@ -165,18 +166,25 @@ def _weights(shapes: Mapping[str, tuple[int, ...]], record: str = "arrays") -> t
     )
 
 
-def _instruction() -> tuple[Field, ...]:
+def _instruction(study: Study) -> tuple[Field, ...]:
     numbers = {
         "round": "int64",
         "rounds": "int64",
         "seed": "int64",
         "fold": "int64",
         "proximal-mu": "float64",
+        **({} if study.federation.personalisation is None else {"personal": "bool"}),
     }
-    return tuple(
+    fields = tuple(
         Field(record="config", name=name, dtype=dtype, n_bytes=NUMBER_BYTES)
         for name, dtype in numbers.items()
     )
+    if not group_weights.moves(study):
+        return fields
+    n_bytes = len(
+        group_weights.told(group_weights.weights_after(study, ()))
+    )  # below 10, all texts are as long
+    return (*fields, Field(record="config", name=group_weights.TOLD, dtype="text", n_bytes=n_bytes))
 
 
 def _metrics(study: Study) -> tuple[Field, ...]:

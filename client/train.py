@@ -11,6 +11,8 @@ Guarantees:
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -45,15 +47,18 @@ def train(
     round: int,
     rounds: int,
     proximal_mu: float = 0.0,
+    anchor: Weights | None = None,
     correction: Weights | None = None,
     transfer: Anchored | None = None,
     device: str | torch.device = "cpu",
     frames: Frames | None = None,
+    row_weights: npt.NDArray[np.float32] | None = None,
 ) -> TrainResult:
     """Trains `model` in place on a site's examples; `round` counts from 1 to `rounds`.
 
-    `correction` is added to the gradient of every step (SCAFFOLD); `transfer` changes steps (`client/transferred.py`).
-    `frames` is the study's grid: masks on features are stated in seconds.
+    The proximal term pulls to `anchor`, or to the weights that the round begins with. `correction` is added to the
+    gradient of every step (SCAFFOLD); `transfer` changes steps (`client/transferred.py`). `frames` is the study's grid:
+    masks on features are stated in seconds. `row_weights` multiply the loss of each example (`group_weights.py`).
 
     Raises:
         ValueError: there is nothing to train on, or masks are asked for without `frames`.
@@ -67,12 +72,16 @@ def train(
     model.to(device).train()
     total, n_steps, n_seen = torch.zeros((), device=device), 0, 0
     with dropout_coins(torch_seed(seed, "dropout", site, round), device), FlatParameters(model) as flat:
-        start = flat.values.clone() if proximal_mu else None
+        start = None
+        if proximal_mu:
+            start = flat.values.clone() if anchor is None else flat.vector(anchor)
         drift = None if correction is None else flat.vector(correction)
         optimiser = stepping(Optimiser(spec, flat.values), model, flat, transfer)
         for indices in epochs(len(data), spec, stream(seed, "epoch order", site, round)):
             batch = data.batch(indices).to(device)
             losses = losses_of(model(masks(batch), batch.lengths), batch.labels, spec)
+            if row_weights is not None:
+                losses = losses * torch.from_numpy(row_weights[indices]).to(device)
             flat.gradient.zero_()
             losses.mean().backward()  # type: ignore[no-untyped-call]
             if start is not None:

@@ -51,6 +51,7 @@ FOREVER_SECONDS = 1e9
 POLL_SECONDS = 0.02  # on Flower's own grids, which cannot be waited on; they themselves sleep 0.1 s or 3 s
 ARRAYS, METRICS, CONFIG, LEDGER, SECAGG = "arrays", "metrics", "config", "ledger", "secagg"
 CONTROL, COUNTED = "control", "counted"  # SCAFFOLD's record of arrays, and its setting
+PERSONAL = "personal"  # the setting of studies whose sites have models of their own
 MAX_CHECKPOINT_CHARS = 1000
 
 Scalar = str | int | float | bool

@@ -16,12 +16,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
-from sottovoce.common import encoders, generative_specs, personal_specs, privacy_specs, transfer_specs
+from sottovoce.common import (
+    encoders,
+    generative_specs,
+    group_weights,
+    personal_specs,
+    privacy_specs,
+    transfer_specs,
+)
 from sottovoce.common import groups as speaker_groups
 from sottovoce.common.config import Interval, build, canonical
 from sottovoce.common.errors import StudyError
 from sottovoce.common.feature_specs import WHISPER_SIZES, FeatureStream, Frames, Whisper
 from sottovoce.common.generative_specs import Adversarial, SyntheticRows
+from sottovoce.common.group_weights import GroupRobust
 from sottovoce.common.groups import Groups, Tables
 from sottovoce.common.labels import EMOTIONS
 from sottovoce.common.ledger.entries import Purpose
@@ -187,6 +195,7 @@ class Training:
     schedule: Literal["constant", "cosine"] = "constant"
     augmentation: Augmentation = field(default_factory=Augmentation)
     synthetic: SyntheticRows | None = None
+    group_robust: GroupRobust | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -545,9 +554,22 @@ def combinations(study: Study) -> list[str]:
 
 def _training_problems(study: Study) -> list[str]:
     weights, n_classes = study.training.class_weights, len(study.labels.classes)
-    if weights is None or len(weights) == n_classes:
-        return []
-    return [f"training.class_weights: expected {n_classes} weights, one for each class; came {len(weights)}."]
+    found = []
+    if weights is not None and len(weights) != n_classes:
+        found.append(
+            f"training.class_weights: expected {n_classes} weights, one for each class; came {len(weights)}."
+        )
+    if study.training.group_robust is not None:
+        spec = study.privacy
+        found += group_weights.problems(
+            study.training.group_robust,
+            study.evaluation.groups,
+            n_classes=n_classes,
+            paid=isinstance(spec, NoPrivacy) or spec.counts_noise_multiplier is not None,
+            several=study.evaluation.every_rounds < study.federation.rounds,
+            personal=study.federation.personalisation is not None,
+        )
+    return found
 
 
 def _synthetic_problems(study: Study) -> list[str]:

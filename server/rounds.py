@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from sottovoce.common import group_weights
 from sottovoce.common.errors import QuorumError, RunError
 from sottovoce.common.flower import PERSONAL, Scalar
 from sottovoce.common.generative_specs import Adversarial, is_generative
@@ -328,7 +329,7 @@ class _Loop:
             bytes_down=collected.n_bytes_down + (evaluated.n_bytes_down if evaluated else 0),
             bytes_up=collected.n_bytes_up + (evaluated.n_bytes_up if evaluated else 0),
             seconds=time.monotonic() - began,
-            confusion=_plain_counts(evaluated),
+            confusion=None if group_weights.steers(self.study, number) else _plain_counts(evaluated),
             counted=self._counted(evaluated),
             witnessed={**collected.checkpoints, **(evaluated.checkpoints if evaluated else {})},
         )
@@ -376,8 +377,20 @@ class _Loop:
             deadline_seconds=federation.deadline_seconds,
             max_update_norm=federation.max_update_norm,
             private=not isinstance(self.study.privacy, NoPrivacy),
-            config={**self.client_config, **algorithm.client_config, **personal},
+            config={
+                **self.client_config,
+                **algorithm.client_config,
+                **personal,
+                **self._group_weights(earlier),
+            },
         )
+
+    def _group_weights(self, earlier: Sequence[RoundRecord]) -> Mapping[str, Scalar]:
+        """Returns the weights of groups where they move: from what was released before, after a resume too."""
+        if not group_weights.moves(self.study):
+            return {}
+        counted = [record.counted for record in earlier if record.counted is not None]
+        return {group_weights.TOLD: group_weights.told(group_weights.weights_after(self.study, counted))}
 
     def _counted(self, evaluated: Evaluated | None) -> Counted | None:
         """Returns the counts of all and of groups as they came, with their noise; None where there are no groups."""
@@ -390,7 +403,8 @@ class _Loop:
         due = call.round % self.study.evaluation.every_rounds == 0 or call.round == call.rounds
         spec = self.study.privacy
         unpaid = not isinstance(spec, NoPrivacy) and spec.counts_noise_multiplier is None
-        if not due or unpaid or call.fold == ALL_SPEAKERS or is_generative(self.study):
+        nobody = call.fold == ALL_SPEAKERS and not group_weights.steers(self.study, call.round)
+        if not due or unpaid or nobody or is_generative(self.study):
             return None
         return self.exchange.evaluate(call, self.sites, self.study.tables)
 

@@ -55,11 +55,17 @@ def unsupported(study: Study) -> list[str]:
         problems.append(f"model.dropout: expected 0; came {model.dropout:g}")
     if training.optimiser != "sgd":
         problems.append(f"training.optimiser: expected 'sgd'; came {training.optimiser!r}")
+    if training.synthetic is not None:
+        problems.append("training.synthetic: expected none; this engine adds no rows")
     if training.momentum:
         problems.append(f"training.momentum: expected 0; came {training.momentum:g}")
     strategy = study.federation.strategy
     if isinstance(strategy, Scaffold | SingleUpdates):
         problems.append(f"federation.strategy: expected one of mean updates alone; came {strategy.kind!r}")
+    if study.federation.personalisation is not None:
+        problems.append("federation.personalisation: expected none")
+    if training.group_robust is not None:
+        problems.append("training.group_robust: expected none")
     if training.loss != "cross_entropy":
         problems.append(f"training.loss: expected 'cross_entropy'; came {training.loss!r}")
     return problems
