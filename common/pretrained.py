@@ -28,7 +28,7 @@ VARIABLE = "SOTTOVOCE_WEIGHTS"
 MAX_FILES = 200  # of one folder: a folder of weights holds a few
 MAX_BYTES = 4_000_000_000
 
-What = Literal["whisper", "ge2e", "initial"]
+What = Literal["whisper", "ge2e", "initial", "synthetic"]
 
 
 @dataclass(frozen=True, kw_only=True)
