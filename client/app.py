@@ -524,7 +524,7 @@ class _Visit:
 
     @property
     def counted_on(self) -> SiteData:
-        """The recordings that an evaluation counts: of who is withheld, or of who is trained on (`group_weights.py`)."""
+        """The recordings that an evaluation counts: of who is withheld, or trained on (`group_weights.py`)."""
         return self.trainable.originals() if group_weights.steers(self.study, self.round) else self.scored
 
 

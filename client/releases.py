@@ -13,7 +13,7 @@ Guarantees:
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +82,7 @@ def release_update(
     *,
     proximal_mu: float = 0.0,
     correction: Weights | None = None,
+    group_weights: Sequence[float] = (),
     device: str = "cpu",
 ) -> Released:
     """Trains `model` privately on `data` and returns the new weights, flat, as little-endian float32.
@@ -102,6 +103,7 @@ def release_update(
             withdrawn=withdrawn,
             proximal_mu=proximal_mu,
             correction=correction,
+            group_weights=group_weights,
             device=device,
         )
         return update.values.astype("<f4").tobytes()
@@ -143,6 +145,7 @@ def release_part(
     *,
     attempt: int,
     mask: Mask,
+    group_weights: Sequence[float] = (),
     device: str = "cpu",
 ) -> Released:
     """Makes this site's part of a sum of mode `distributed` and puts its masks on; each attempt is charged.
@@ -159,7 +162,14 @@ def release_part(
         source = _source(spec, data.site, called, what)
         if what == UPDATE:
             total = gradient_sum(
-                model, data, study, mechanism, source=source, withdrawn=withdrawn, device=device
+                model,
+                data,
+                study,
+                mechanism,
+                source=source,
+                withdrawn=withdrawn,
+                group_weights=group_weights,
+                device=device,
             )
         else:
             kept = _without(data, withdrawn)

@@ -16,7 +16,7 @@ Guarantees:
 """
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,7 @@ from sottovoce.client.private.trainable import freeze_all_but
 from sottovoce.client.transferred import anchored, stepping
 from sottovoce.common.dataset import SiteData
 from sottovoce.common.errors import PrivacyError
+from sottovoce.common.group_weights import largest, of_recordings
 from sottovoce.common.models import streams_of
 from sottovoce.common.optimiser import FlatParameters, Optimiser
 from sottovoce.common.privacy.distributed import DistributedMechanism, site_sum
@@ -58,12 +59,14 @@ def train_private(
     withdrawn: Collection[str] = (),
     proximal_mu: float = 0.0,
     correction: Weights | None = None,
+    group_weights: Sequence[float] = (),
     device: str | torch.device = "cpu",
 ) -> PrivateUpdate:
     """Returns the weights after a round, flat in the order of the model's layout, as what may leave the site.
 
     `data` are the recordings that may be trained on; `withdrawn` are patients who are not drawn. `correction`, of
-    numbers that were released before, is added to the gradient of every step (SCAFFOLD).
+    numbers that were released before, is added to the gradient of every step (SCAFFOLD). `group_weights` are those of
+    a group-robust study: public, and they multiply a patient's gradient after it was clipped.
 
     Raises:
         PrivacyError: no guarantee can be given for these data, constants or this source; nothing was released.
@@ -74,7 +77,9 @@ def train_private(
     check_units(data, study)
     start = from_state_dict(model.state_dict())
     trained = _trained_copy(model, spec, site=site, round=round).to(torch.device(device)).train()
-    steps = _steps(trained, data, study, spec, round, source, withdrawn, proximal_mu, correction)
+    steps = _steps(
+        trained, data, study, spec, round, source, withdrawn, proximal_mu, correction, group_weights
+    )
     if spec.trained == "low_rank":
         merge_low_rank(trained)
     weights = from_state_dict(trained.state_dict())
@@ -91,6 +96,7 @@ def gradient_sum(
     *,
     source: Source,
     withdrawn: Collection[str] = (),
+    group_weights: Sequence[float] = (),
     device: str | torch.device = "cpu",
 ) -> SiteSum:
     """Returns a site's part of a round in mode `distributed`: clipped gradients, summed, and a share of noise.
@@ -109,7 +115,7 @@ def gradient_sum(
         raise PrivacyError(
             "Expected a model whose tensors are all trained, in one order; this one has others."
         )
-    pool = _Pool.of(data.only(streams_of(trained)), withdrawn)
+    pool = _Pool.of(data.only(streams_of(trained)), withdrawn, _scales(study, data, group_weights))
     with FlatParameters(trained) as flat:
         engine = _engine(trained, study, spec, len(flat.values))
         gradients = pool.drawn(spec, engine, source, flat.values.device)
@@ -175,8 +181,9 @@ def _steps(
     withdrawn: Collection[str],
     proximal_mu: float,
     correction: Weights | None,
+    group_weights: Sequence[float],
 ) -> list[PrivateUpdate]:
-    pool = _Pool.of(data.only(streams_of(model)), withdrawn)
+    pool = _Pool.of(data.only(streams_of(model)), withdrawn, _scales(study, data, group_weights))
     learning_rate = learning_rate_at(study.training, round, study.federation.rounds)
     released = []
     with FlatParameters(model) as flat:
@@ -198,21 +205,24 @@ def _steps(
 
 @dataclass(frozen=True, kw_only=True)
 class _Pool:
-    """Who may be drawn: recordings, the patient (by number) of each, and who withdrew. Private."""
+    """Who may be drawn: recordings, the patient (by number) and scale of each, and who withdrew. Private."""
 
     data: SiteData
     owners: npt.NDArray[np.int64]
     n_patients: int
     gone: Collection[int]
+    scales: npt.NDArray[np.float64] | None = None
 
     @staticmethod
-    def of(data: SiteData, withdrawn: Collection[str]) -> "_Pool":
+    def of(
+        data: SiteData, withdrawn: Collection[str], scales: npt.NDArray[np.float64] | None = None
+    ) -> "_Pool":
         patients = sorted(set(data.patients))
         owners = (
             np.searchsorted(patients, data.patients).astype(np.int64) if patients else np.empty(0, np.int64)
         )
         gone = [number for number, patient in enumerate(patients) if patient in withdrawn]
-        return _Pool(data=data, owners=owners, n_patients=len(patients), gone=gone)
+        return _Pool(data=data, owners=owners, n_patients=len(patients), gone=gone, scales=scales)
 
     def __repr__(self) -> str:
         return "_Pool(...)"
@@ -222,7 +232,18 @@ class _Pool:
     ) -> PatientGradients:
         """Draws one step's patients and returns a gradient for each."""
         step = draw(spec, self.owners, self.n_patients, source, withdrawn=self.gone)
-        return PatientGradients(values=_gradients(engine, self.data, step.recordings, step.rows, device))
+        values = _gradients(engine, self.data, step.recordings, step.rows, device)
+        if self.scales is None:
+            return PatientGradients(values=values)
+        n_each = np.bincount(step.rows, minlength=len(values))
+        summed = np.bincount(step.rows, weights=self.scales[step.recordings], minlength=len(values))
+        return PatientGradients(values=values, scales=np.minimum(summed / n_each, 1.0))
+
+
+def _scales(study: Study, data: SiteData, group_weights: Sequence[float]) -> npt.NDArray[np.float64] | None:
+    """Returns what each recording counts over the most that any may, by its group; None where all count alike."""
+    weights = of_recordings(study, group_weights, data.groups, data.labels)
+    return None if weights is None else weights.astype(np.float64) / largest(study, group_weights)
 
 
 def _engine(model: nn.Module, study: Study, spec: Private, n_parameters: int) -> BookKeeping:

@@ -105,7 +105,14 @@ class Seen:
 
 
 def of_released(
-    counted: Counted, tables: Tables, *, classes: tuple[str, ...], minimum_size: int, arm: str, seed: int = 0
+    counted: Counted,
+    tables: Tables,
+    *,
+    classes: tuple[str, ...],
+    minimum_size: int,
+    arm: str,
+    seed: int = 0,
+    n_draws: int = N_DRAWS,
 ) -> Fairness:
     """Returns the figures of counts as they were released, all that a coordinator has."""
     counts, noise = np.asarray(counted.tables, np.float64), counted.deviation
@@ -124,7 +131,7 @@ def of_released(
         names=tuple(table.name for table in tables.all),
         attributes={name: tables.of_attribute(name) for name in tables.attributes},
         rates=point,
-        draws=_plausible(point, counts, noise, seed),
+        draws=_plausible(point, counts, noise, seed, n_draws),
         sizes=sizes,
         low_sizes=sizes - ONE_SIDED * noise * n,
         truth=np.maximum(rows[0], 0.0),
@@ -223,7 +230,7 @@ def verdict(low: float | None, high: float | None, threshold: float) -> Verdict:
     return "beyond" if low > threshold or high < -threshold else "open"
 
 
-def _plausible(point: Rates, counts: Floats, noise: float, seed: int) -> Rates:
+def _plausible(point: Rates, counts: Floats, noise: float, seed: int, n_draws: int) -> Rates:
     """Draws rates that may be the true ones behind noised counts; undefined where the rates themselves are.
 
     A count's noise is symmetric, so what was counted less a draw of it is as likely as not the true count. What k of n
@@ -233,7 +240,7 @@ def _plausible(point: Rates, counts: Floats, noise: float, seed: int) -> Rates:
     n = counts.shape[1]
     right = np.diagonal(counts, axis1=1, axis2=2)
     rows, answers = counts.sum(axis=2), counts.sum(axis=1)
-    shape = (N_DRAWS, *right.shape)
+    shape = (n_draws, *right.shape)
 
     def noisy(values: Floats, n_cells: int) -> Floats:
         taken_off: Floats = values - noise * np.sqrt(n_cells) * random.standard_normal(shape)

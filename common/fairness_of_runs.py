@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from sottovoce.common import fairness, metrics
+from sottovoce.common import fairness, group_weights, metrics
 from sottovoce.common.fairness_figures import Fairness, Gap, Offsets
 from sottovoce.common.groups import SITE, Groups
 from sottovoce.common.metrics import Counts, Floats, known_mean
@@ -46,13 +46,17 @@ def of_answers(rows: Sequence[Prediction], study: Study, groups: Groups) -> Fair
 def of_rounds(rounds: Sequence[RoundFacts], study: Study, groups: Groups) -> Fairness | None:
     """Returns the figures of what sites released after the last round of each fold, of the first seed; None where
 
-    nothing was. Folds have different patients, and their counts add up, noise and all.
+    nothing was. Folds have different patients, and their counts add up, noise and all. Counts of who was trained on,
+    which steer a group-robust study, are not among them.
     """
     first = study.evaluation.seeds[0]
     last = {
         facts.fold: facts.counted
         for facts in sorted(rounds, key=lambda facts: facts.round)
-        if facts.arm == FEDERATED and facts.seed == first and facts.counted is not None
+        if facts.arm == FEDERATED
+        and facts.seed == first
+        and facts.counted is not None
+        and not group_weights.steers(study, facts.round)
     }
     if not last:
         return None

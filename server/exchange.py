@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from sottovoce.common import group_weights
 from sottovoce.common.errors import QuorumError, RunError, UpdateRefused
 from sottovoce.common.flower import (
     COUNTED,
@@ -82,7 +83,8 @@ class Call:
     def model(self) -> str:
         """Returns the digest of all numbers that the sites begin from."""
         beside = None if self.beside is None else self.layout.unflatten(self.beside.vector)
-        return digest_beside(self.layout.unflatten(self.weights), beside)
+        model = digest_beside(self.layout.unflatten(self.weights), beside)
+        return group_weights.bound_to(model, self.config.get(group_weights.TOLD))
 
     @property
     def n_bytes(self) -> int:

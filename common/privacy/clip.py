@@ -2,7 +2,8 @@
 
 Guarantees:
   - `clip`: the norm of every row is at most the bound, for every finite input, in exact arithmetic.
-  - `clip`: direction is unchanged, and a row inside the ball (by 1e-9) is returned as it is.
+  - `clip`: direction is unchanged, and a row inside the ball (by 1e-9) is returned as it is; times its scale of at
+    most 1, where rows have scales.
   - `quantised_sum`: every row's integer vector v has |v|^2 <= floor((bound / grid)^2), checked exactly.
   - A row with a number that is not finite counts as zeros, whole: what becomes of a patient depends on that patient
     alone. (A refusal would tell whoever chose the weights that such a patient is there, for nothing.)
@@ -62,6 +63,13 @@ def clip(gradients: PatientGradients, bound: float) -> ClippedPatientGradients:
     outside = norms > bound * SHRINK
     factors = np.ones(len(values))
     factors[outside] = bound / norms[outside] * SHRINK
+    if gradients.scales is not None:
+        if (
+            gradients.scales.shape != factors.shape
+            or not ((gradients.scales >= 0) & (gradients.scales <= 1)).all()
+        ):
+            raise PrivacyError("Expected one scale in [0, 1] for each row of gradients; came others.")
+        factors *= gradients.scales
     return ClippedPatientGradients(values=values, factors=factors, clip_norm=bound)
 
 

@@ -20,9 +20,13 @@ SIMULATED = "SIMULATED NOISE, NOT PRIVATE"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PatientGradients:
-    """One row for each drawn unit: the mean gradient over its recordings. float32; no row where none was drawn."""
+    """One row for each drawn unit: the mean gradient over its recordings. float32; no row where none was drawn.
+
+    `scales`, if there are any, are factors of at most 1 that the rows are multiplied with after they were clipped.
+    """
 
     values: NDArray[np.float32] = field(repr=False)
+    scales: NDArray[np.float64] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

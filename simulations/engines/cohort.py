@@ -53,6 +53,8 @@ def unsupported(study: Study) -> list[str]:
         problems.append(f"model.kind: expected linear or mlp; came {model.kind!r}")
     if isinstance(model, Mlp) and model.dropout:
         problems.append(f"model.dropout: expected 0; came {model.dropout:g}")
+    if study.transfer is not None and study.transfer.kind != "model":
+        problems.append(f"transfer.kind: expected 'model'; came {study.transfer.kind!r}")
     if training.optimiser != "sgd":
         problems.append(f"training.optimiser: expected 'sgd'; came {training.optimiser!r}")
     if training.synthetic is not None:

@@ -109,6 +109,6 @@ def _example(key: str, index: int, centres: np.ndarray, draw: np.random.Generato
         label=label,
         speaker=speaker,
         patient=speaker,
-        groups={"sex": ("female", "male")[index % 2]},
+        groups={"sex": ("female", "male")[index % 4 // 2]},
         features={"pooled": features},
     )
