@@ -108,6 +108,9 @@ def _figure_problems(study: "Study") -> Iterator[str]:
 
 
 def _transfer_problems(study: "Study") -> Iterator[str]:
+    if study.transfer is not None and study.model.kind in ("discriminator", "moments"):
+        yield f"transfer: expected a model that classifies; {study.model.kind!r} is one that makes rows."
+        return
     match study.transfer:
         case FeatureTransfer():
             yield from (f"transfer: kind 'feature' expects {wanted}." for wanted in _feature_wants(study))
@@ -126,6 +129,8 @@ def _feature_wants(study: "Study") -> Iterator[str]:
         yield "mode 'none' or 'local': in 'distributed' all of a model is trained"
     if study.federation.compression is not None:
         yield "no federation.compression: what it rounds would move the body"
+    if study.federation.personalisation is not None:
+        yield "no federation.personalisation: a model of a site's own is trained in all of its parts"
 
 
 def _parameter_wants(study: "Study") -> Iterator[str]:
@@ -137,3 +142,5 @@ def _parameter_wants(study: "Study") -> Iterator[str]:
         yield "mode 'none' or 'local': in 'distributed' the coordinator takes the steps"
     if study.federation.strategy.kind == "scaffold":
         yield "another strategy than 'scaffold', whose control is drawn from steps of one rate"
+    if study.federation.personalisation is not None:
+        yield "no federation.personalisation: a model of a site's own has one rate and a pull of its own"

@@ -26,7 +26,7 @@ from sottovoce.common import initial as initials
 from sottovoce.common import reduction
 from sottovoce.common.corpus import Corpus
 from sottovoce.common.dataset import SiteData, figures_of, normalise
-from sottovoce.common.errors import CorpusError
+from sottovoce.common.errors import CorpusError, RunError
 from sottovoce.common.initial import Initial, PublicCorpus, Statement
 from sottovoce.common.keys import SigningKey
 from sottovoce.common.model_specs import streams_read
@@ -91,9 +91,14 @@ def pretrain(
 
     Raises:
         CorpusError, AudioError: a folder is no corpus, or leaves nothing to learn.
+        RunError: the study's model cannot be trained in this way.
         WeightsError: the file cannot be written.
     """
     plain = bare(study)
+    if plan.method != "statistics" and study.model.kind in ("discriminator", "moments"):
+        raise RunError(
+            f"--method {plan.method}: expected a model that classifies; {study.model.kind!r} is one that makes rows."
+        )
     corpora = [open_corpus(_spec(plain, name), folder, on_event) for name, folder in sorted(sources.items())]
     many = replace(plain, corpora=tuple(_spec(plain, name) for name in sorted(sources)))
     recordings = [item for corpus in corpora for item in recordings_of(many, corpus, on_event)]

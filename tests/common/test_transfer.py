@@ -173,6 +173,13 @@ PLAIN = '{ scheme = "constants" }'
         ("", "", f'{SIGNED}transfer = {{ {FEATURE}, initial_sha256 = "{SHA}" }}\nLINEAR', "all head"),
         ("", "", f'{SIGNED}transfer = {{ {FEATURE}, initial_sha256 = "{SHA}" }}\nLOCAL', "trained = 'head'"),
         ("", "", f'{SIGNED}transfer = {{ {PARAMETER}, initial_sha256 = "{SHA}" }}\nLINEAR', "Take 'model'"),
+        (
+            "",
+            "",
+            f'{SIGNED}transfer = {{ {FEATURE}, initial_sha256 = "{SHA}" }}\nPERSONAL',
+            "all of its parts",
+        ),
+        ("", "", f'{SIGNED}transfer = {{ {PARAMETER}, initial_sha256 = "{SHA}" }}\nPERSONAL', "one rate"),
         ("", "", f'{SIGNED}transfer = {{ {PARAMETER}, initial_sha256 = "{SHA}" }}\nHEAD', "trained = 'all'"),
         (
             "",
@@ -189,6 +196,8 @@ def test_what_cannot_be_together_is_refused(
 
     kind = more.rsplit("\n", 1)[-1]
     changes: dict[str, str] = {"LINEAR": {"model": LINEAR}}.get(kind, {})
+    if kind == "PERSONAL":
+        changes = {"federation": 'personalisation = { kind = "fine_tuning" }'}
     if kind in ("LOCAL", "HEAD"):
         trained = ', trained = "head" }' if kind == "HEAD" else " }"
         changes = {"privacy": LOCAL.replace(" }", trained), "training": SGD}
