@@ -240,6 +240,49 @@ def pretrain(
 
 
 @server_app.command()
+def augment(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="The study file that will use the rows.")],
+    data: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME=DIR", help="Public recordings; NAME= may be left out for the study's one corpus."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write into.")],
+    per_class: Annotated[int, typer.Option(min=1, max=100_000, help="Rows of each class.")] = 200,
+    method: Annotated[str, typer.Option(help="gan, or gaussians: one for each class.")] = "gan",
+    steps: Annotated[int, typer.Option(min=1, help="How long a gan is trained.")] = 1500,
+    seed: Annotated[int, typer.Option(help="Of networks, batches and rows.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that compute features.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Make rows that nobody said from public recordings, which sites then add to their own."""
+    from sottovoce.common.generative.gan import GanSpec
+    from sottovoce.common.progress import show_progress
+    from sottovoce.common.study import load
+    from sottovoce.server.augment import Plan
+    from sottovoce.server.augment import augment as make_rows
+    from sottovoce.server.pretrain import named_sources
+
+    loaded = load(study)
+    plan = Plan(
+        method=_choice("--method", method, ("gan", "gaussians")),
+        per_class=per_class,
+        gan=GanSpec(steps=steps),
+        seed=seed,
+    )
+    with show_progress(quiet=as_json) as on_event:
+        path, digest = make_rows(
+            loaded, named_sources(loaded, data), out=out, plan=plan, workers=workers, on_event=on_event
+        )
+    if as_json:
+        _print_json({"file": str(path), "sha256": digest})
+        return
+    typer.echo(f"Wrote {path}\n\nFor the study, in [training]:\n")
+    typer.echo(f'synthetic = {{ sha256 = "{digest}", per_class = {per_class} }}')
+
+
+@server_app.command()
 def status(home: Home, as_json: AsJson = False) -> None:
     """Print who takes part, what runs, and whether the coordinator is up."""
     from sottovoce.server.home import CoordinatorHome
