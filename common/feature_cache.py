@@ -7,6 +7,7 @@ Guarantees:
   - What comes from the cache is bit for bit what extraction gave.
   - An entry is found by the recording's bytes, its segment, the audio stages, the frames, the stream (with the SHA-256
     of an encoder's weights and its layers) and the versions of the code: when one of these changes, it is not found.
+  - An encoder's part is kept by itself: it is found again beside other parts of a stream.
   - A damaged entry is computed again and a warning says so; it is never returned.
   - Results come in the order of the utterances and do not depend on `workers` or on what was cached.
   - A bad recording is an AudioError in its place; the others are not affected.
@@ -41,7 +42,7 @@ from sottovoce.common.config import canonical
 from sottovoce.common.encoders.encode import ENCODERS_VERSION
 from sottovoce.common.errors import AudioError, SottovoceError
 from sottovoce.common.feature_specs import FeatureStream, Frames
-from sottovoce.common.features import EXTRACTOR_VERSION, extract
+from sottovoce.common.features import EXTRACTOR_VERSION, extract, pieces
 from sottovoce.common.streams import stream as random_stream
 from sottovoce.common.study import Audio, Augmentation, Study
 
@@ -111,7 +112,7 @@ def stream_features(
             is_last = first + WINDOW >= len(jobs)
             while pending and (len(pending) > ahead or is_last):
                 results = pending.popleft().results(caches)
-                yield from results
+                yield from (_joined(result, study.streams) for result in results)
                 done += len(results)
                 if progress is not None:
                     progress(done, len(jobs))
@@ -131,7 +132,7 @@ class _Job:
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
-    """What of a study decides features: sent to worker processes, digested into recipes."""
+    """What of a study decides features: sent to worker processes, digested into recipes. `streams` are their pieces."""
 
     audio: Audio
     frames: Frames
@@ -146,7 +147,7 @@ class _Task:
         return cls(
             audio=audio,
             frames=study.frames,
-            streams=study.streams,
+            streams=tuple(piece for stream in study.streams for piece in pieces(stream)),
             copy=copy,
             augmentation=study.training.augmentation if copy else Augmentation(),
         )
@@ -157,6 +158,18 @@ class _Task:
         versions = f"{EXTRACTOR_VERSION}.{ENCODERS_VERSION}" if stream.encoders else f"{EXTRACTOR_VERSION}"
         text = f"sottovoce/features/{versions}\n{canonical(alone)}"
         return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _joined(found: Features | AudioError, streams: Sequence[FeatureStream]) -> Features | AudioError:
+    """Returns the study's streams from the pieces that are kept."""
+    if isinstance(found, AudioError):
+        return found
+    return {
+        stream.name: found[stream.name]
+        if len(mine := pieces(stream)) == 1
+        else np.concatenate([found[piece.name] for piece in mine])
+        for stream in streams
+    }
 
 
 def _jobs(utterances: Sequence[Recording]) -> list[_Job | AudioError]:

@@ -36,6 +36,7 @@ A fundamental frequency counts only in frames whose periodicity is at least
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from itertools import groupby
 from typing import Any
@@ -411,6 +412,19 @@ def _runs(parts: Sequence[FeatureSpec]) -> Iterator[tuple[FeatureSpec, list[Fram
             yield from ((part, []) for part in mine)
         else:
             yield mine[0], _on_frames(mine)
+
+
+def pieces(stream: FeatureStream) -> tuple[FeatureStream, ...]:
+    """Returns streams whose columns, one after another, are those of this stream: each can be kept by itself.
+
+    An encoder costs a hundred times what the parts beside it cost: whoever tries other parts should not pay it again.
+    """
+    if not stream.encoders or len(stream.parts) == 1:
+        return (stream,)
+    return tuple(
+        replace(stream, name=f"{stream.name}/{number}", parts=tuple(neighbours) or (part,))
+        for number, (part, neighbours) in enumerate(_runs(stream.parts))
+    )
 
 
 def _pooled(parts: Sequence[FrameSpec], columns: dict[FrameSpec, Columns]) -> Array:

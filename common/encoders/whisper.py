@@ -11,6 +11,7 @@ Guarantees:
 
 Whisper was trained on 30 s with silence behind the speech. Its positions are learned, so a clip's own frames alone may
 be given: they get the first positions. Longer recordings are encoded in chunks of 30 s that know nothing of each other.
+Within a chunk every frame knows of all others, also of those after `clip_seconds`, which a sequence is cut to.
 
 **What comes out names the speaker.** It is computed and kept where the recording is; it never leaves a hospital.
 """

@@ -1,16 +1,19 @@
 """Encoders as parts of a study's streams: from waveforms to what models are trained on."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from sottovoce.client.train import train
 from sottovoce.common import encoders, feature_cache
 from sottovoce.common.audio import Waveform
+from sottovoce.common.corpus import Utterance
 from sottovoce.common.dataset import Example, SiteData, stream_shapes
 from sottovoce.common.encoders import encode, ge2e
 from sottovoce.common.feature_specs import Energy, FeatureStream, Frames, Ge2e, Mfcc, Whisper
@@ -129,6 +132,40 @@ def test_weights_layers_and_the_encoders_version_are_part_of_the_cache_key(
     keys.append(recipe(whisper))
     assert len(set(keys)) == len(keys)
     assert recipe(ENERGY) == keys[4]  # a stream without encoders is still found
+
+
+def test_an_encoders_part_is_found_again_beside_other_parts(
+    weights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "clip.wav"
+    soundfile.write(file, sound(0.3).samples, RATE)
+    utterance = Utterance(
+        key="clip",
+        path=file,
+        label="happy",
+        corpus_label="happy",
+        speaker="a",
+        patient="a",
+        groups={},
+        site=None,
+    )
+    whisper, voice = Whisper(kind="whisper", sha256=weights[0]), Ge2e(kind="ge2e", sha256=weights[1])
+
+    def found(*parts: Any) -> Any:
+        study = replace(loads(GOOD), streams=(pooled("row", *parts), sequence("frames", whisper)))
+        (features,) = feature_cache.features_of([utterance], study, tmp_path / "cache")
+        return features
+
+    first = found(whisper, voice)
+    monkeypatch.setattr(encode, "encoded", lambda *_: {})  # from here on, nothing can be encoded
+    mixed = found(MFCC, voice, ENERGY, whisper)
+    assert np.array_equal(mixed["frames"], first["frames"])
+    assert np.array_equal(mixed["row"][20:276], first["row"][768:])
+    assert np.array_equal(mixed["row"][280:], first["row"][:768])
+    alone = extract([sound(0.3)], [pooled("row", MFCC), pooled("more", ENERGY)], FRAMES)[0]
+    np.testing.assert_allclose(mixed["row"][:20], alone["row"], atol=0.5)  # the file has 16 bits
+    with pytest.raises(KeyError):
+        found(Whisper(kind="whisper", sha256=weights[0], layers=(1,)))
 
 
 @pytest.mark.parametrize(
