@@ -8,6 +8,7 @@ Guarantees:
 import math
 from collections.abc import Iterator
 
+from sottovoce.common.personal_specs import PersonalHead
 from sottovoce.common.privacy.planning import NOT_COVERED
 from sottovoce.common.privacy.planning_distributed import quorum
 from sottovoce.common.privacy_specs import DistributedPrivacy, LocalPrivacy, NoPrivacy, rounded_up
@@ -98,6 +99,14 @@ def _leaves(study: Study) -> Iterator[str]:
         else ""
     )
     yield f"In each of {rounds} rounds {what} leaves the hospital{hidden}."
+    own = study.federation.personalisation
+    if own is not None:
+        part = (
+            "The last layer of the model"
+            if isinstance(own, PersonalHead)
+            else "A model of this hospital's own"
+        )
+        yield f"{part} is trained here, too, stays here, and is sent to nobody."
 
 
 def _promise(study: Study, epsilon: float | None) -> Iterator[str]:

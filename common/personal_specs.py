@@ -73,6 +73,8 @@ def problems(study: "Study") -> Iterator[str]:
 def _wants(study: "Study", spec: Personalisation) -> Iterator[str]:
     if study.federation.strategy.kind == "scaffold":
         yield "another strategy than 'scaffold': a control is of steps that all sites take on one model"
+    if study.federation.strategy.kind == "adversarial":
+        yield "another strategy than 'adversarial': what it trains tells no emotions"
     if not isinstance(spec, PersonalHead):
         return
     if study.model.kind == "linear":

@@ -11,13 +11,16 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from sottovoce.common import explanation as explanations
 from sottovoce.common import metrics, run_files, study, summary
 from sottovoce.common.errors import RunError, StudyError
+from sottovoce.common.explanation import Explanation
 from sottovoce.common.predictions import LEAKS, leaks
 from sottovoce.common.run_files import RoundFacts, RunFacts
+from sottovoce.common.strategy_names import strategy_of
 from sottovoce.common.study import Study
 from sottovoce.common.summary import Arm, CellFigures, Difference, Estimate, Summary
-from sottovoce.server.report import calibration, draw, fairness, text
+from sottovoce.server.report import calibration, draw, explanation, fairness, text
 
 HERE = Path(__file__).parent
 _KNOWN_ARMS = ("federated", "central", "local")
@@ -33,6 +36,7 @@ class Run:
     summary: Summary
     facts: RunFacts | None
     rounds: tuple[RoundFacts, ...] | None
+    explanation: Explanation | None = None
 
     @property
     def synthetic(self) -> bool:
@@ -55,6 +59,7 @@ def read(folder: Path) -> Run:
         summary=summary.read(folder / "metrics.json"),
         facts=run_files.read_run(folder / "run.json") if (folder / "run.json").exists() else None,
         rounds=tuple(run_files.last_of_each(run_files.read_rounds(rounds))) if rounds.exists() else None,
+        explanation=explanations.read(folder),
     )
 
 
@@ -74,6 +79,7 @@ def render(run: Run) -> str:
         curves=_curves(run.rounds or ()),
         speakers=_speaker_dots(run.summary, headline),
         gap_scale=draw.gap_scale(_largest_gap(run.summary.differences)),
+        strategy=strategy_of(run.study),
         fairness=fairness.section(run.summary, environment),
         refused=_refused(run.rounds or ()),
         traffic=_traffic(run.rounds or ()),
@@ -82,6 +88,8 @@ def render(run: Run) -> str:
         calibration=headline.calibration,
         reliability=calibration.reliability(headline, style(headline.name)),
         temperatures=calibration.temperatures(headline),
+        explanation=run.explanation,
+        loss_scale=explanation.scale_of(run.explanation) if run.explanation else None,
     )
 
 
@@ -102,6 +110,9 @@ def _environment() -> jinja2.Environment:
         "size": text.size,
         "moment": text.moment,
         "style": style,
+        "loss_span": explanation.span,
+        "strongest": explanation.strongest,
+        "shaded": explanation.moments,
         "lines": _visible_lines,
     }
     environment.globals |= {
@@ -112,6 +123,7 @@ def _environment() -> jinja2.Environment:
         "gap_whisker": _gap_whisker,
         "gap_axis": lambda scale: draw.axis(scale, (scale.low, 0.0, scale.high), signed=True),
         "row_shares": _row_shares,
+        "loss_whisker": explanation.whisker,
         "zip": zip,
     }
     return environment

@@ -40,9 +40,8 @@ def open_exchange(
     """Opens the engine over sites, by name with the folder of their data; closes it with the block.
 
     An exchange may be used for many cells, one after the other. A private study wants `ledgers`, with a folder for
-    each site's name; secure sums without ledgers (mode `none`) want `secure`. `states` is for what sites keep between rounds,
-    where the study's strategy asks for that. `without_privacy` runs a study as
-    a twin for comparison (engine `inprocess`).
+    each site's name; secure sums without ledgers (mode `none`) want `secure`. `states` is for what sites keep between
+    rounds, where the study asks for that. `without_privacy` runs a study as a twin for comparison (engine `inprocess`).
 
     Raises:
         RunError: the engine's extra is not installed, or it cannot run this study.

@@ -52,6 +52,8 @@ APP = "tests.fakes.recorded:recording_app"
 PLAIN, SECURE = "secure_sum = false", "secure_sum = true"
 STUDIES = {
     "none": (NONE, PLAIN),
+    "none, own models": (NONE, f'{PLAIN}, personalisation = {{ kind = "ditto" }}'),
+    "none, SCAFFOLD, secure sums": (NONE, f'{SECURE}, strategy = {{ kind = "scaffold" }}'),
     "none, secure sums of 16 bits": (NONE, f"{SECURE}, compression = {{ bits = 16, norm = 1.0 }}"),
     "local": (LOCAL, PLAIN),
     "local, secure sums": (LOCAL, SECURE),
@@ -79,7 +81,7 @@ def study_file(folder: Path, name: str, *, n_sites: int = 3) -> Path:
         rounds=3,
         privacy=re.sub(r",\s*}", " }", privacy),
         model=LINEAR,
-        training=SGD,
+        training=SGD.replace(" }", ", steps_per_round = 2 }") if "scaffold" in federation else SGD,
         federation=federation,
         evaluation=GROUPS if name in WITH_GROUPS else "",
     )
@@ -111,6 +113,7 @@ def held(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         study_file=file,
         ledgers=None if is_open else ready,
         secure=ready if is_open and study.sums_are_secure else None,
+        states=folder / "states",
         app=APP,
     ) as exchange:
         cell = Cell(seed=0, fold=0, arm="federated")

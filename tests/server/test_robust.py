@@ -1,14 +1,16 @@
 """Claims of rules that look at single updates: by hand, and with sites that are poisoned."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
+from sottovoce.common import strategy_names
 from sottovoce.common import study as studies
 from sottovoce.common.errors import RunError, StudyError
 from sottovoce.common.flower import Context, Message
+from sottovoce.common.personal_specs import Ditto, Personalisation
 from sottovoce.common.study import Krum, Median, NormBound, QFedAvg, Strategy, TrimmedMean
 from sottovoce.common.weights import Layout
 from sottovoce.server import strategies
@@ -151,3 +153,16 @@ def test_a_study_that_cannot_show_single_updates_is_refused(
     with pytest.raises(StudyError) as caught:
         studies.loads(text)
     assert wanted in str(caught.value)
+
+
+def test_every_strategy_and_every_personal_model_has_a_name_with_its_paper() -> None:
+    assert set(strategy_names.KINDS) == {_kind(spec) for spec in get_args(studies.Strategy)}
+    assert set(strategy_names.PERSONAL_KINDS) == {_kind(spec) for spec in get_args(Personalisation)}
+    study = study_of(strategy=Median(kind="median"), personalisation=Ditto(kind="ditto"))
+    expected = "coordinate-wise median (Yin et al. 2018), with Ditto (Li et al. 2021)"
+    assert strategy_names.strategy_of(study) == expected
+
+
+def _kind(spec: type[Any]) -> str:
+    (kind,) = get_args(spec.__annotations__["kind"])
+    return str(kind)

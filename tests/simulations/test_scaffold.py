@@ -25,6 +25,8 @@ from sottovoce.server.rounds import Cell, Outcome, run, run_alone
 from sottovoce.simulations import site_ledgers
 from sottovoce.simulations.engines import open_exchange
 from tests.fakes.federations import study_of
+from tests.fakes.sealed_rounds import SealedFederation
+from tests.fakes.secure_rounds import CELL as SEALED_CELL
 from tests.fakes.secure_rounds import LOCAL
 from tests.fakes.sites import LINEAR, N_CLASSES, NONE, WIDTH, write_sites, write_study
 
@@ -244,6 +246,20 @@ def test_the_same_bits_after_a_crash(tmp_path: Path) -> None:
     with opened as exchange, pytest.raises(Crash):
         run(exchange, place.study, cell=CELL, weights=place.weights, checkpoint=path, on_round=crash)
     assert place.run(keep=True).digest == whole.run().digest
+
+
+def test_in_sealed_messages_to_hospitals_the_weights_are_the_same_bits(tmp_path: Path) -> None:
+    place = Place(tmp_path / "plain", rounds=2)
+    (tmp_path / "sealed").mkdir()
+    sealed = SealedFederation(tmp_path / "sealed", place.study_file)
+    outcome = sealed.run()
+    assert outcome.refused == []
+    with open_exchange(
+        Execution(), sealed.data, study_file=place.study_file, states=place.states
+    ) as exchange:
+        plain = run(exchange, place.study, cell=SEALED_CELL, weights=sealed.weights)
+    assert outcome.digest == plain.digest
+    assert all((hospital.state / place.study.digest()).is_dir() for hospital in sealed.hospitals.values())
 
 
 def test_under_masks_the_weights_are_those_of_plain_sums_up_to_the_grid(tmp_path: Path) -> None:
