@@ -7,19 +7,22 @@ import numpy as np
 import pytest
 import torch
 
+from sottovoce.client import doctor_weights
 from sottovoce.client.features import prepare_site
+from sottovoce.client.preview import preview
 from sottovoce.client.train import train
 from sottovoce.client.train_private import train_private
 from sottovoce.client.transferred import Anchored, anchored, head_alone, stepping
 from sottovoce.common import models
 from sottovoce.common.dataset import SiteData
+from sottovoce.common.errors import WeightsError
 from sottovoce.common.initial import Initial
 from sottovoce.common.models.depths import depths
 from sottovoce.common.optimiser import FlatParameters, Optimiser
 from sottovoce.common.progress import silent
 from sottovoce.common.study import Execution, Study, Training, load, loads
 from sottovoce.common.training import losses_of
-from sottovoce.common.transfer import start
+from sottovoce.common.transfer import public_figures, start
 from sottovoce.common.transfer_specs import ParameterTransfer
 from sottovoce.common.weights import from_state_dict
 from sottovoce.server.conduct import initial_weights
@@ -208,6 +211,39 @@ def test_a_deployed_federation_starts_where_a_simulated_one_does(made: Initial, 
         bound_study = a_study(tmp_path, wide, 'kind = "model"')
         begun = initial_weights(bound_study, 0)
     assert all(begun[name].tobytes() == wide.weights[name].tobytes() for name in begun)
+
+
+def test_whoever_approves_reads_from_what_public_corpus_a_study_starts_and_who_signed(tmp_path: Path) -> None:
+    study = load(write_study(tmp_path / "plain.toml", n_sites=2, model=MLP))
+    with initial_for(study, tmp_path / "weights", widths={"pooled": 80}) as made:
+        shown = preview(load(bound(tmp_path / "study.toml", made, model=MLP)), site="north")
+    said = " ".join(shown.starts_from)
+    assert "signed by Public Voices Ltd" in said
+    assert "voices (manifest abababababababab…, 96 recordings of 12 speakers) alone" in said
+    assert "4 tensors that weights begin with (supervised)" in said
+    assert preview(study, site="north").starts_from == ()
+
+
+def test_a_hospital_without_the_file_is_told_so_and_trains_on_nothing_else(tmp_path: Path) -> None:
+    text = study_text()
+    with initial_for(loads(text), tmp_path / "weights", widths={"frames": 8, "statistics": 80}) as made:
+        pass
+    hospital = open_hospital(tmp_path / "h", "north", data=None)
+    named = f'"medical"\ninitial_signed_by = "{made.public_key}"'
+    study = offer(
+        hospital,
+        text.replace('"medical"', named).replace(
+            '"speaker" }', f'"constants", from_initial = "{made.sha256}" }}'
+        ),
+    )
+    (finding,) = doctor_weights.weights(hospital)
+    assert (finding.level, made.sha256[:16] in finding.cause) == ("warn", True)
+    assert "weights/" in finding.mend
+    assert preview(study, site="north").starts_from[0].startswith("NOT HERE: Expected the initial file")
+    with pytest.raises(WeightsError, match="it is in none"):
+        public_figures(study)
+    (tmp_path / "weights").rename(hospital.weights)
+    assert list(doctor_weights.weights(hospital)) == []
 
 
 @pytest.fixture(scope="module")
