@@ -131,16 +131,14 @@ def _uar(study: Study, file: Path, sites: dict[str, Path], tested: SiteData, see
     return 100 * float(np.mean([(answers[tested.labels == k] == k).mean() for k in np.unique(tested.labels)]))
 
 
-def table(found: Sequence[Line]) -> str:
-    """Returns the lines as text: each way, and what it is above from scratch."""
-    rows = [f"{'network':17} {'pretraining':14} {'speakers':>8} {'way':10} {'UAR':>6}   above scratch (95 %)"]
-    scratch: tuple[float, ...] = ()
-    for line in found:
-        scratch = line.uar if line.way == "scratch" else scratch
-        gain = "" if line.way == "scratch" else _above(line.uar, scratch)
-        setting = f"{line.network:17} {line.pretraining:14} {line.n_speakers:8} {line.way:10}"
-        rows.append(f"{setting} {np.mean(line.uar):6.1f}   {gain}".rstrip())
-    return "\n".join(rows)
+HEADER = f"{'network':17} {'pretraining':14} {'speakers':>8} {'way':10} {'UAR':>6}   above scratch (95 %)"
+
+
+def shown(line: Line, scratch: Sequence[float]) -> str:
+    """Returns a line as text: its UAR, and what it is above the line from scratch."""
+    gain = "" if line.way == "scratch" else _above(line.uar, scratch)
+    setting = f"{line.network:17} {line.pretraining:14} {line.n_speakers:8} {line.way:10}"
+    return f"{setting} {np.mean(line.uar):6.1f}   {gain}".rstrip()
 
 
 def _above(uar: Sequence[float], scratch: Sequence[float]) -> str:
@@ -165,8 +163,12 @@ def main() -> None:
         prepared = prepare(study, {"": said.data}, workers=1, on_event=on_event).prepared
         lay_out(study, prepared, Path(folder) / "target", on_event)
         data = SiteData.open(Path(folder) / "target" / POOLED)
-        found = list(lines(data, voices, range(said.seeds), Path(folder), on_event))
-    print(table(found))
+        found, scratch = list[Line](), tuple[float, ...]()
+        print(HEADER)
+        for line in lines(data, voices, range(said.seeds), Path(folder), on_event):
+            scratch = line.uar if line.way == "scratch" else scratch
+            print(shown(line, scratch), flush=True)
+            found.append(line)
     if said.out:
         said.out.write_text(json.dumps([line.__dict__ for line in found], indent=1) + "\n", encoding="utf-8")
 
