@@ -36,6 +36,7 @@ from tests.fakes.sites import LINEAR, SGD, write_study
 ROUNDS_OF_A_RUN = 4
 VICTIMS = ("agent", "worker", "coordinator", "superlink")
 SECONDS = 300.0
+STUDY_FILE = "study.toml"
 
 
 @dataclass(kw_only=True)
@@ -66,7 +67,7 @@ def killable(folder: Path, *, n_runs: int, n_sites: int, secure: bool = False) -
         "mode = ", f"spare_rounds = {steps}, mode = ", 1
     )
     study_file = write_study(
-        folder / "study.toml",
+        folder / STUDY_FILE,
         n_sites=n_sites,
         rounds=ROUNDS_OF_A_RUN,
         privacy=privacy,

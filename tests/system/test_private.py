@@ -150,7 +150,7 @@ def test_a_killed_private_run_goes_on_to_the_same_bits_and_the_burn_is_in_the_le
             time.sleep(0.002)
         victim.send_signal(signal.SIGKILL)
     assert not (out / "metrics.json").exists(), "it was over before it was killed: the test proved nothing"
-    simulate(environment, "--resume", out)
+    simulate(environment, "--resume", out, "--workers", "1")
     assert digests(out) == {**digests(run[0]), **{k: v for k, v in digests(out).items() if v is None}}
     assert (out / "metrics.json").read_text() == (run[0] / "metrics.json").read_text()
     for cell in PRIVATE_CELLS:
