@@ -20,6 +20,7 @@ from sottovoce.client.site_ledger import charges_of, request_of
 from sottovoce.client.traffic import MessageKind, messages_of, n_counts_of
 from sottovoce.common.config import as_plain
 from sottovoce.common.errors import LedgerError, WeightsError
+from sottovoce.common.group_weights import moves
 from sottovoce.common.ledger.entries import AnyCharge, Approval
 from sottovoce.common.ledger.rule import decide
 from sottovoce.common.ledger.show import charge_in_words
@@ -194,7 +195,7 @@ def _releases(study: Study, charges: Sequence[AnyCharge]) -> Iterator[Release]:
     if not n_counts_of(study):
         return
     n_classes = len(study.labels.classes)
-    form = f"how often each of {n_classes} classes was taken for each, over withheld patients{_groups(study)}"
+    form = f"how often each of {n_classes} classes was taken for each, over {_whom(study)}{_groups(study)}"
     granted = next((charge.steps for charge in charges if charge.what == COUNTS), None)
     masked = ", masked: read only in the sum of all hospitals" if study.sums_are_secure else ""
     yield Release(
@@ -204,6 +205,11 @@ def _releases(study: Study, charges: Sequence[AnyCharge]) -> Iterator[Release]:
         n_most=granted,
         charge=words.get(COUNTS),
     )
+
+
+def _whom(study: Study) -> str:
+    withheld = "withheld patients"
+    return f"who is trained on, and after the last round over {withheld}" if moves(study) else withheld
 
 
 def _groups(study: Study) -> str:

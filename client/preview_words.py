@@ -8,6 +8,7 @@ Guarantees:
 import math
 from collections.abc import Iterator
 
+from sottovoce.common.group_weights import moves
 from sottovoce.common.personal_specs import PersonalHead
 from sottovoce.common.privacy.planning import NOT_COVERED
 from sottovoce.common.privacy.planning_distributed import quorum
@@ -41,6 +42,8 @@ def learned_of(study: Study) -> Iterator[tuple[str, str]]:
             COORDINATOR,
             "how many recordings were trained on, the training loss, and exact counts of mistakes",
         )
+    if moves(study):
+        yield HOSPITALS, "how much each group counts in training: it follows from the released counts"
     names = (
         "the names and public keys of all hospitals"
         if study.sums_are_secure

@@ -61,6 +61,8 @@ STUDIES = {
     "distributed": (DISTRIBUTED, ""),
 }
 WITH_GROUPS = ("none", "local, secure sums", "distributed")
+ROBUST = SGD[:-1] + ', group_robust = { attribute = "sex", step = 1.0 } }'
+TRAINING = {"local, secure sums": ROBUST, "distributed": ROBUST}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,9 @@ def study_file(folder: Path, name: str, *, n_sites: int = 3) -> Path:
         rounds=3,
         privacy=re.sub(r",\s*}", " }", privacy),
         model=LINEAR,
-        training=SGD.replace(" }", ", steps_per_round = 2 }") if "scaffold" in federation else SGD,
+        training=SGD.replace(" }", ", steps_per_round = 2 }")
+        if "scaffold" in federation
+        else TRAINING.get(name, SGD),
         federation=federation,
         evaluation=GROUPS if name in WITH_GROUPS else "",
     )
@@ -211,8 +215,10 @@ def test_releases_name_every_table_of_counts(folder: Path) -> None:
     assert (
         "the same of each group (sex female; sex male), all in one release, with noise, masked" in counts.form
     )
+    assert "over who is trained on, and after the last round over withheld patients" in counts.form
     _, alone = shown_once(folder, "local").releases
     assert "group" not in alone.form
+    assert "over withheld patients" in alone.form
 
 
 def test_mode_none_promises_nothing_in_every_place(folder: Path) -> None:
