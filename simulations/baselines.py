@@ -9,6 +9,7 @@ Guarantees:
 """
 
 import warnings
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -37,7 +38,14 @@ def fit_predict(
     *,
     n_classes: int,
 ) -> npt.NDArray[np.float64]:
-    """Fits a classifier and returns log probabilities (n, n_classes) of the test rows.
+    """Fits a classifier and returns log probabilities (n, n_classes) of the test rows; see `fitted`."""
+    return fitted(name, train_x, train_y, seed, n_classes=n_classes)(test_x)
+
+
+def fitted(
+    name: Baseline, train_x: Floats, train_y: npt.NDArray[np.int64], seed: int, *, n_classes: int
+) -> Callable[[Floats], npt.NDArray[np.float64]]:
+    """Fits a classifier and returns what gives log probabilities (n, n_classes) of rows.
 
     A class that no training row has gets the smallest probability. The SVM's are a softmax of its
     one-against-rest scores: their order is the SVM's own decision, their size is not calibrated.
@@ -47,18 +55,20 @@ def fit_predict(
     """
     if len(np.unique(train_y)) < 2:
         raise ValueError("Expected training rows of at least two classes; came one or none.")
-    if len(test_x) == 0:
-        return np.zeros((0, n_classes))
     pipeline = make_pipeline(StandardScaler(), _classifier(name, seed % 2**32))
     with warnings.catch_warnings():
         # The network runs its fixed number of epochs; that it has not converged by then is meant.
         warnings.simplefilter("ignore", ConvergenceWarning)
         pipeline.fit(train_x, train_y)
-    probabilities = np.zeros((len(test_x), n_classes))
-    probabilities[:, pipeline.classes_] = _probabilities(pipeline, test_x)
-    probabilities = np.maximum(probabilities, SMALLEST_PROBABILITY)
-    log_probs: npt.NDArray[np.float64] = np.log(probabilities / probabilities.sum(axis=1, keepdims=True))
-    return log_probs
+
+    def log_probabilities(rows: Floats) -> npt.NDArray[np.float64]:
+        probabilities = np.zeros((len(rows), n_classes))
+        if len(rows):
+            probabilities[:, pipeline.classes_] = _probabilities(pipeline, rows)
+        probabilities = np.maximum(probabilities, SMALLEST_PROBABILITY)
+        return np.asarray(np.log(probabilities / probabilities.sum(axis=1, keepdims=True)))
+
+    return log_probabilities
 
 
 def _classifier(name: Baseline, seed: int) -> Any:

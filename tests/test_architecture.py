@@ -55,6 +55,7 @@ DOORS = {
     "librosa": {"common/features.py"},
     "sklearn": {"common/metrics.py", "simulations/baselines.py"},
     "audformat": {"common/corpus/audformat.py"},
+    "captum": {"simulations/attributions.py"},
     "numba": {"common/features_loops.py"},
     "espeakng_loader": {"simulations/voices/espeak.py"},
 }

@@ -138,6 +138,34 @@ def predict(
 
 
 @app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that has ended.")],
+    data: Data = [],  # noqa: B006 - Typer copies it
+    arm: Annotated[str | None, typer.Option(help="Whose models; the run's headline by default.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of which seed; the first by default.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes at once, for features.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a run's models listen to: loudness, pauses, pitch, timbre; writes it into the run and its report."""
+    from rich.console import Console
+
+    from sottovoce.common.explanation import FILE
+    from sottovoce.common.progress import show_progress
+    from sottovoce.server.report import write_report
+    from sottovoce.server.report.explanation import terminal
+    from sottovoce.simulations.explain import explain as explained
+
+    with show_progress(quiet=as_json) as on_event:
+        n_workers = workers or len(os.sched_getaffinity(0))
+        found = explained(run, data=_folders(data), arm=arm, seed=seed, workers=n_workers, on_event=on_event)
+    report_file = write_report(run)
+    if as_json:
+        typer.echo((run / FILE).read_text(encoding="utf-8"))
+    else:
+        Console().print(terminal(found, report_file))
+
+
+@app.command()
 def audit(
     path: Annotated[
         Path,
