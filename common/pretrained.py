@@ -2,7 +2,7 @@
 
     path = find("1a5afae0...", what="whisper")
 
-Looked for in this order: a hospital's or a coordinator's own `weights/` folder, the folders of $SOTTOVOCE_WEIGHTS, the
+Looked for in this order: a hospital's own `weights/` folder, the folders of $SOTTOVOCE_WEIGHTS, the
 installed package that carries them. A folder's files may have any names; one that starts with the SHA-256 is tried
 first.
 
