@@ -29,6 +29,8 @@ from sottovoce.common.generative.mixing import mix_within_class
 from sottovoce.common.generative.networks import GeneratorSpec, Labels, Rows, sample
 from sottovoce.common.privacy_specs import NoPrivacy
 from sottovoce.common.streams import derive, stream
+from sottovoce.common.study import Study
+from sottovoce.simulations.augmentation_private import Maker, private_gan, private_gaussians
 
 OWN_GAN = GanSpec(generator=GeneratorSpec(noise=16, hidden=64), hidden=64, steps=300, batch_size=32)
 FEDERATIONS_GAN = GanSpec(steps=1000)
@@ -62,23 +64,25 @@ class Setting:
 
     seed: int
     fold: int
-    n_classes: int
+    study: Study
     training: Part
     copies: Part
-    makers: "dict[str, Maker]" = field(default_factory=dict)
+    makers: dict[str, Maker] = field(default_factory=dict)
+
+    @property
+    def n_classes(self) -> int:
+        """Returns how many classes there are."""
+        return len(self.study.labels.classes)
 
     def key(self, *more: str | int) -> int:
         """Returns a seed for a purpose in this setting."""
         return derive(self.seed, "augmentations", self.fold, *more) >> 65
 
-    def maker(self, name: str) -> "Maker":
+    def maker(self, name: str) -> Maker:
         """Returns the federation's generator of a method; trained once."""
         if name not in self.makers:
             self.makers[name] = FEDERATIONS[name](self)
         return self.makers[name]
-
-
-Maker = Callable[[Labels, int], Rows]  # labels and a seed -> a row for each label
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -159,10 +163,22 @@ def _mixed(setting: Setting) -> Maker:
     return make
 
 
+def _private_gaussians(setting: Setting) -> Maker:
+    part, seed = setting.training, setting.key("private gaussians")
+    return private_gaussians(setting.study, part.rows, part.labels, part.patients, seed=seed)
+
+
+def _private_gan(setting: Setting) -> Maker:
+    part, seed = setting.training, setting.key("private gan")
+    return private_gan(setting.study, part.rows, part.labels, part.patients, seed=seed)
+
+
 POOLED_MIXING = "mixing"
 FEDERATIONS: Mapping[str, Callable[[Setting], Maker]] = {
     "federation's Gaussians": _gaussians,
     "federation's GAN": _gan,
+    "private Gaussians": _private_gaussians,
+    "private GAN": _private_gan,
     POOLED_MIXING: _mixed,  # judged on pooled rows; at a site it mixes the site's own
 }
 METHODS = (
@@ -174,4 +190,6 @@ METHODS = (
     "own GAN",
     "federation's Gaussians",
     "federation's GAN",
+    "private Gaussians",
+    "private GAN",
 )

@@ -38,6 +38,8 @@ from sottovoce.common.progress import show_progress
 from sottovoce.common.streams import stream
 from sottovoce.common.study import Study, load
 from sottovoce.simulations.augmentation_methods import FEDERATIONS, METHODS, Part, Setting, augmented
+from sottovoce.simulations.augmentation_private import COLUMNS as PRIVATE_COLUMNS
+from sottovoce.simulations.augmentation_private import DELTA, EPSILON
 from sottovoce.simulations.cells import POOLED
 from sottovoce.simulations.made_head import DECAY
 from sottovoce.simulations.prepare import lay_out, prepare
@@ -113,7 +115,7 @@ def settings(table: Table, *, seed: int) -> Iterator[tuple[Setting, Part, tuple[
             Setting(
                 seed=seed,
                 fold=fold,
-                n_classes=n_classes,
+                study=table.study,
                 training=table.rows.where(trained & (table.copies == 0)),
                 copies=table.rows.where(trained & (table.copies > 0)),
             ),
@@ -260,7 +262,8 @@ def block(document: Mapping[str, Any]) -> str:
     found = document["folds"]
     rows = rows_of(found)
     none = rows[0]
-    lines = [_HEAD.format(**{key: document[key] for key in ("commit", "study", "seeds", "command")})]
+    named = {key: document[key] for key in ("commit", "study", "seeds", "command")}
+    lines = [_HEAD.format(**named, epsilon=EPSILON, delta=DELTA, columns=PRIVATE_COLUMNS)]
     lines += [
         "| method | recall at the site % | gain | recall in the federation % | gain | UAR at the site % "
         "| UAR in the federation % |",
@@ -325,7 +328,8 @@ Made by `{command}` at commit {commit}; study `{study}`, seeds {seeds}.
 Every site of six keeps one recording in ten of one emotion, each of another one. Recall is that of those emotions on
 withheld speakers, a mean over sites and folds; brackets hold the 95 % interval of the paired difference from `none`
 over seeds. "At the site": a head trained on that site's rows and what the method adds; "in the federation": one for
-all sites.
+all sites. "Private" rows cost every patient epsilon {epsilon:g} at delta {delta:g} with secret noise (here it is
+simulated: NOT PRIVATE); they come of one noise for all sites, in {columns} columns of a random map.
 """
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sottovoce.client.site_ledger import charges_of
+from sottovoce.client.train_private import train_private
 from sottovoce.common import models
 from sottovoce.common import study as studies
 from sottovoce.common.dataset import SiteData
@@ -26,6 +27,7 @@ from sottovoce.server.rounds import Cell, Outcome, run
 from sottovoce.server.strategies.adversarial import GENERATOR, GENERATOR_MEAN, GENERATOR_SQUARE
 from sottovoce.simulations import site_ledgers
 from sottovoce.simulations.engines import open_exchange
+from tests.client.test_train_private import ByCall
 from tests.fakes.sites import LOCAL, NONE, WIDTH, write_sites, write_study
 
 N_SITES, ROUNDS = 2, 3
@@ -171,6 +173,22 @@ def test_sums_by_class_are_those_of_the_sites(tmp_path: Path) -> None:
     made = made_rows(study, outcome.weights, {}, seed=0)
     assert made.streams["pooled"].shape == (12, WIDTH)
     assert noise_on_sums(study) == 0.0
+
+
+def test_one_patient_moves_sums_by_class_by_one_clip_at_most(tmp_path: Path) -> None:
+    study = studies.load(study_file(tmp_path, private=True, model=MOMENTS, federation=""))
+    spec = replace(study.privacy, sampling_prob=1.0, clip_norm=0.2)  # type: ignore[type-var]
+    study = replace(study, privacy=spec)  # type: ignore[arg-type]
+    data = SiteData.open(write_sites(tmp_path / "sites", 1)["site-1"])
+    without = data.select(np.array([one != max(data.patients) for one in data.patients]))
+    model = models.build(study.model, {"pooled": WIDTH}, 3, seed=0)
+    one, other = (
+        train_private(model, part, study, site="site-1", round=1, source=ByCall()).values
+        for part in (data, without)
+    )
+    bound = 0.5 * 0.2 / 2.0  # rate x clip / expected patients
+    assert 0.99 * bound < np.linalg.norm(one.astype(np.float64) - other) <= bound * (1 + 1e-5)
+    assert np.linalg.norm(one) > 3 * bound  # noise is much louder than anybody
 
 
 def test_the_noise_on_sums_is_that_of_the_releases(tmp_path: Path) -> None:
