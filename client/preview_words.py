@@ -69,6 +69,11 @@ def not_covered_of(study: Study) -> Iterator[str]:
             "enrolment: features are standardised by a few recordings of each speaker that are never trained on; a "
             "patient's figure covers them, a recording's takes them, and which they are, as given"
         )
+    if named := sorted({part.kind for stream in study.streams for part in stream.encoders}):
+        yield (
+            f"the features that lie in this hospital's folder: what {' and '.join(named)} make of a recording names its "
+            "speaker; it is computed here, and never sent"
+        )
     yield "the time of a reply, retries, and that a site is away: they follow this site's load and what was drawn"
     if study.federation.n_sites > 1:
         yield "a patient of several hospitals: the figure is for one; `privacy plan` has those for more"

@@ -20,6 +20,7 @@ from sottovoce.client.site_ledger import charges_of
 from sottovoce.client.traffic import FROM, MessageKind, messages_of
 from sottovoce.common import models
 from sottovoce.common.errors import LedgerError
+from sottovoce.common.feature_specs import FeatureStream, Ge2e, Whisper
 from sottovoce.common.ledger.reading import read_ledger, readable_entries
 from sottovoce.common.ledger.state import fold
 from sottovoce.common.ledger.terms import policy_from
@@ -283,6 +284,17 @@ def test_what_no_figure_covers_is_said_for_every_study(tmp_path: Path) -> None:
         assert ("enrolment" in said) == says
         assert "clinician" in said
         assert "time of a reply" in said
+
+
+def test_a_study_of_encoders_says_that_its_features_name_the_speaker(tmp_path: Path) -> None:
+    study = plain_study("local", tmp_path)
+    assert "names its speaker" not in " / ".join(not_covered_of(study))
+    voices = FeatureStream(name="v", parts=(Ge2e(kind="ge2e"), Whisper(kind="whisper")), pooling="statistics")
+    said = " / ".join(not_covered_of(replace(study, streams=(*study.streams, voices))))
+    assert (
+        "what ge2e and whisper make of a recording names its speaker; it is computed here, and never sent"
+        in said
+    )
 
 
 POLICY: Mapping[str, object] = {
