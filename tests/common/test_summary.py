@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
-from sottovoce.common import fairness_figures, predictions, run_files, summarise, summary
+from sottovoce.common import explanation, fairness_figures, predictions, run_files, summarise, summary
 from sottovoce.common.errors import RunError
 from sottovoce.common.fairness_figures import Fairness
 from sottovoce.common.predictions import LEAKS, Prediction
@@ -220,6 +220,7 @@ DOCUMENTED: list[type] = [
     *(item for item in vars(summary).values() if isinstance(item, type) and dataclasses.is_dataclass(item)),
     *(cls for cls in vars(fairness_figures).values() if dataclasses.is_dataclass(cls) and cls is not Fairness),
     *(item for item in vars(run_files).values() if isinstance(item, type) and dataclasses.is_dataclass(item)),
+    *(item for item in vars(explanation).values() if isinstance(item, type) and dataclasses.is_dataclass(item)),
     Prediction,
 ]
 
