@@ -24,7 +24,8 @@ import numpy.typing as npt
 
 from sottovoce.common import pretrained
 from sottovoce.common.config import canonical
-from sottovoce.common.errors import WeightsError
+from sottovoce.common.corpus import Corpus
+from sottovoce.common.errors import CorpusError, WeightsError
 from sottovoce.common.initial import Initial, load, verify
 from sottovoce.common.model_size import widths_of
 from sottovoce.common.model_specs import streams_read
@@ -123,6 +124,24 @@ def taken(study: Study, weights: Mapping[str, Array]) -> dict[str, Array]:
             f"{len(initial.weights)} tensors fits by name and shape. Pretrain with this [model] and these streams."
         )
     return {name: initial.weights[name] for name in names}
+
+
+def check_apart(study: Study, corpora: Collection[Corpus]) -> None:
+    """Refuses to score speakers by what was learned from them.
+
+    It knows a corpus by its manifest's digest: a part of one under another manifest is not noticed.
+
+    Raises:
+        CorpusError: the study's initial file was learned from one of these corpora.
+    """
+    initial = initial_of(study)
+    public = {corpus.manifest_sha256 for corpus in initial.statement.corpora} if initial else set()
+    for corpus in corpora:
+        if corpus.manifest_digest() in public:
+            raise CorpusError(
+                f"corpora.{corpus.name}: expected other recordings than the initial file was learned from; these are "
+                "the same, and speakers would be scored whom the start has heard. Pretrain on another corpus."
+            )
 
 
 def facts_of(study: Study) -> InitialFacts | None:

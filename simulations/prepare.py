@@ -29,6 +29,7 @@ from sottovoce.common.preparation import (
 from sottovoce.common.progress import OnEvent, Step
 from sottovoce.common.run_files import CorpusFacts, SiteFacts
 from sottovoce.common.study import CorpusSpec, Study, Synthetic
+from sottovoce.common.transfer import check_apart
 from sottovoce.simulations.cells import POOLED
 from sottovoce.simulations.partition import Row, deal
 
@@ -50,6 +51,7 @@ def prepare(study: Study, data: Mapping[str, Path], *, workers: int, on_event: O
     """
     corpora = [_open(spec, data, study, workers, on_event) for spec in study.corpora]
     _check_data_names(study, data)
+    check_apart(study, corpora)
     recordings = [item for corpus in corpora for item in recordings_of(study, corpus, on_event)]
     facts = tuple(
         _corpus_facts(corpus, synthetic=_folder(spec, study, data) is None)

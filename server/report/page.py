@@ -20,6 +20,7 @@ from sottovoce.common.run_files import RoundFacts, RunFacts
 from sottovoce.common.strategy_names import strategy_of
 from sottovoce.common.study import Study
 from sottovoce.common.summary import Arm, CellFigures, Difference, Estimate, Summary
+from sottovoce.common.transfer import in_words
 from sottovoce.server.report import calibration, draw, explanation, fairness, text
 
 HERE = Path(__file__).parent
@@ -77,6 +78,7 @@ def render(run: Run) -> str:
         css_sha256=base64.b64encode(hashlib.sha256(css.encode()).digest()).decode(),
         study_digest=run.study.digest(),
         curves=_curves(run.rounds or ()),
+        started=in_words(run.facts.initial) if run.facts and run.facts.initial else (),
         speakers=_speaker_dots(run.summary, headline),
         gap_scale=draw.gap_scale(_largest_gap(run.summary.differences)),
         strategy=strategy_of(run.study),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return write_sites(tmp_path_factory.mktemp("sites"), 2)
 
 
-def a_study(tmp_path: Path, made: Initial, transfer: str, **changes: str | int) -> Study:
+def a_study(tmp_path: Path, made: Initial, transfer: str, **changes: Any) -> Study:
     return load(bound(tmp_path / "study.toml", made, transfer, model=MLP, **changes))
 
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from sottovoce.cli import app
 from sottovoce.common.dataset import Example, SiteData, StreamShape, normalise
-from sottovoce.common.errors import RunError
+from sottovoce.common.errors import CorpusError, RunError
 from sottovoce.common.initial import load
 from sottovoce.common.keys import SigningKey
 from sottovoce.common.models import build
@@ -22,6 +22,7 @@ from sottovoce.common.weights import from_state_dict
 from sottovoce.server import pretraining
 from sottovoce.server.pretrain import Plan, bare, learn, pretrain
 from sottovoce.server.pretraining import hide, masked_frames, supervised
+from sottovoce.simulations.prepare import prepare
 from tests.fakes.wards import study_text, write_corpus
 
 SHAPES = {"frames": StreamShape(width=8, n_frames=40), "statistics": StreamShape(width=80, n_frames=None)}
@@ -220,6 +221,12 @@ def test_the_command_writes_a_signed_file_and_the_lines_that_use_it(
     assert table["transfer"] == {"kind": "model", "initial_sha256": made.sha256}
     assert table["streams"] == [{"reduction": {"sha256": made.sha256, "columns": 3}}]
     assert table["normalisation"] == {"from_initial": made.sha256}
+    # The lines as they stand make a study; but not one that is scored on the speakers it was learned from.
+    monkeypatch.setenv("SOTTOVOCE_WEIGHTS", str(tmp_path))
+    bound = text.replace('"medical"', '"medical"\n' + lines.split("[normalisation]")[0])
+    bound = bound.replace('"constants"', f'"constants", from_initial = "{made.sha256}"')
+    with pytest.raises(CorpusError, match="whom the start has heard"):
+        prepare(loads(bound), {"wards": corpus}, workers=1, on_event=silent)
 
 
 def test_the_same_recordings_and_seed_make_the_same_tensors(
