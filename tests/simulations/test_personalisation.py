@@ -31,13 +31,14 @@ from tests.fakes.secure_rounds import LOCAL
 from tests.fakes.sites import MLP, N_CLASSES, NONE, SGD, WIDTH, write_sites, write_study
 
 CELL = Cell(seed=0, fold=1, arm="federated")
+QUIET = LOCAL.replace("noise_multiplier = 1.0", "noise_multiplier = 8.0")  # its cost is quick to compute
 KINDS = {
     "fedper": '{ kind = "fedper" }',
     "fedrep": '{ kind = "fedrep", head_epochs = 2 }',
     "ditto": '{ kind = "ditto", pull = 0.01 }',
-    "fine_tuning": '{ kind = "fine_tuning", epochs = 20 }',
+    "fine_tuning": '{ kind = "fine_tuning", epochs = 40 }',
 }
-PLAIN_MLP = MLP.replace("dropout = 0.3", "dropout = 0.0")
+PLAIN_MLP = MLP.replace("dropout = 0.3", "dropout = 0.0").replace("hidden = 5", "hidden = 16")
 TRAINING = '{ learning_rate = 0.03, optimiser = "adam", batch_size = 8, local_epochs = 2 }'
 
 
@@ -91,8 +92,8 @@ def test_where_sites_disagree_a_model_of_ones_own_is_right_and_the_shared_one_is
     tmp_path: Path, kind: str
 ) -> None:
     sites = disagreeing(tmp_path / "sites")
-    shared = federate(tmp_path, sites, study_file(tmp_path / "shared.toml", None, rounds=12))
-    own = federate(tmp_path, sites, study_file(tmp_path / "own.toml", kind, rounds=12))
+    shared = federate(tmp_path, sites, study_file(tmp_path / "shared.toml", None, rounds=10))
+    own = federate(tmp_path, sites, study_file(tmp_path / "own.toml", kind, rounds=10))
     assert share_right(shared) < 0.7
     assert share_right(own) > 0.9
 
@@ -211,7 +212,7 @@ def _with(model: nn.Module, weights: Mapping[str, Array]) -> nn.Module:
 def test_fedper_in_mode_local_keeps_a_head_of_released_numbers_and_charges_as_without(tmp_path: Path) -> None:
     sites, charged = write_sites(tmp_path / "sites", 3), []
     for kind in (None, "fedper"):
-        path = study_file(tmp_path / f"{kind}.toml", kind, privacy=LOCAL, training=SGD, rounds=2)
+        path = study_file(tmp_path / f"{kind}.toml", kind, privacy=QUIET, training=SGD, rounds=2)
         study = studies.load(path)
         home = tmp_path / f"ledgers-{kind}"
         site_ledgers.open_all(home, study, sites)
@@ -229,7 +230,7 @@ def test_fedper_in_mode_local_keeps_a_head_of_released_numbers_and_charges_as_wi
 def test_in_a_private_mode_counts_that_leave_are_not_of_a_model_trained_without_noise(tmp_path: Path) -> None:
     sites, counts = write_sites(tmp_path / "sites", 3), []
     for kind in (None, "ditto"):
-        path = study_file(tmp_path / f"{kind}.toml", kind, privacy=LOCAL, training=SGD, rounds=2)
+        path = study_file(tmp_path / f"{kind}.toml", kind, privacy=QUIET, training=SGD, rounds=2)
         home, study = tmp_path / f"ledgers-{kind}", studies.load(path)
         site_ledgers.open_all(home, study, sites)
         with open_exchange(
@@ -243,7 +244,7 @@ def test_in_a_private_mode_counts_that_leave_are_not_of_a_model_trained_without_
 
 def test_a_cell_scores_each_sites_speakers_by_that_sites_own_model(tmp_path: Path) -> None:
     sites = disagreeing(tmp_path / "sites")
-    path = study_file(tmp_path / "study.toml", "fedper", rounds=12)
+    path = study_file(tmp_path / "study.toml", "fedper", rounds=10)
     study = studies.load(path)
     job = Job(
         cell=CELL, study_file=path, sites=tmp_path / "sites", pooled=tmp_path / "none",
