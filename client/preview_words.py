@@ -71,7 +71,7 @@ def not_covered_of(study: Study) -> Iterator[str]:
         )
     if named := sorted({part.kind for stream in study.streams for part in stream.encoders}):
         yield (
-            f"the features in this hospital's folder: what {' and '.join(named)} make of a recording names its speaker; "
+            f"the features in this hospital: what {' and '.join(named)} make of a recording names its speaker; "
             "it is computed here, and never sent"
         )
     yield "the time of a reply, retries, and that a site is away: they follow this site's load and what was drawn"
