@@ -21,10 +21,11 @@ from sottovoce.common.privacy.source import SimulatedNoise_NotPrivate
 from sottovoce.common.privacy.stages import PatientGradients
 from sottovoce.common.run_files import Counted
 from sottovoce.common.study import Execution, Study, load, loads
-from sottovoce.common.weights import from_state_dict
+from sottovoce.common.weights import Layout, from_state_dict
+from sottovoce.server.exchange import Call
 from sottovoce.server.rounds import Cell, Outcome, run
 from sottovoce.simulations.engines import open_exchange
-from tests.fakes.federations import STUDY
+from tests.fakes.federations import STUDY, weights_of
 from tests.fakes.privacy import some_gradients
 from tests.fakes.sites import (
     GROUPS,
@@ -92,7 +93,17 @@ def test_a_site_refuses_weights_that_its_study_cannot_have(text: object) -> None
 
 def test_sites_of_one_sum_were_told_the_same_weights() -> None:
     assert gw.bound_to("a", None) == "a"
-    assert len({gw.bound_to("a", text) for text in (None, "1.000000", "1.000001")}) == 3
+    weights = weights_of()
+    layout = Layout.of(weights)
+
+    def model(**config: str) -> str:
+        return Call(
+            round=1, rounds=5, attempt=1, seed=0, fold=0, layout=layout, weights=layout.flatten(weights),
+            deadline_seconds=1.0, max_update_norm=1.0, config=config,
+        ).model  # fmt: skip
+
+    texts = [{}, *({gw.TOLD: text} for text in ("1.000000,1.000000", "1.000001,0.999999"))]
+    assert len({model(**config) for config in texts}) == 3
 
 
 def test_a_recording_weighs_by_its_own_group_and_label_and_one_of_no_group_weighs_one() -> None:
