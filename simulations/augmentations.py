@@ -43,14 +43,13 @@ from sottovoce.simulations.augmentation_private import DELTA, EPSILON
 from sottovoce.simulations.cells import POOLED
 from sottovoce.simulations.made_head import DECAY
 from sottovoce.simulations.prepare import lay_out, prepare
-from sottovoce.simulations.results import SCENARIOS, commit
+from sottovoce.simulations.pages import SCENARIOS, commit
 from sottovoce.simulations.run_folder import write_text
 from sottovoce.simulations.softmax import Head, fit_head
 from sottovoce.simulations.without_pooling import STUDENT
 
 KEPT = 0.1  # of the emotion that a site lost
 PER_CLASS = 100  # made rows, for a head that sees nothing else
-COLUMNS = 32  # in which distances are measured: principal ones of the training rows
 BAR = 5.0  # points of recall above `none`
 
 
@@ -200,14 +199,13 @@ def _uar(head: Head, withheld: Part, n_classes: int) -> float:
 
 
 def _frechet(setting: Setting, made: Part, withheld: Part) -> float:
-    """Returns the mean distance over classes, in principal columns of the training rows."""
-    centre = setting.training.rows.mean(axis=0)
-    _, _, axes = np.linalg.svd(setting.training.rows - centre, full_matrices=False)
-    turned = [(part.rows - centre) @ axes[:COLUMNS].T for part in (made, withheld)]
-    return float(
-        np.nanmean(
-            quality.frechet_by_class(turned[0], made.labels, turned[1], withheld.labels, setting.n_classes)
-        )
+    return quality.mean_distance(
+        made.rows,
+        made.labels,
+        withheld.rows,
+        withheld.labels,
+        axes_of=setting.training.rows,
+        n_classes=setting.n_classes,
     )
 
 

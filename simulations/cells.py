@@ -31,7 +31,7 @@ from sottovoce.common import models, predictions
 from sottovoce.common.dataset import SiteData
 from sottovoce.common.errors import RunError
 from sottovoce.common.files import write_whole
-from sottovoce.common.generative import synthetic
+from sottovoce.common.generative import figures, synthetic
 from sottovoce.common.generative_specs import is_generative
 from sottovoce.common.predictions import LEAKS, Prediction
 from sottovoce.common.privacy_specs import NoPrivacy
@@ -44,7 +44,7 @@ from sottovoce.server.made_rows import made_rows
 from sottovoce.server.rounds import Cell, Outcome, RoundRecord, run, run_alone
 from sottovoce.simulations import site_ledgers
 from sottovoce.simulations.engines import open_exchange
-from sottovoce.simulations.made_head import log_probabilities_by
+from sottovoce.simulations.made_head import figures_of, log_probabilities_by
 
 POOLED = "pooled"
 FEDERATED, NO_PRIVACY = "federated", "federated without privacy"
@@ -233,13 +233,26 @@ def _score(job: Job, study: Study, data: SiteData, outcome: Outcome) -> Iterator
     scored = _scored(job, study, data)
     if len(scored) and is_generative(study):
         made = made_rows(study, outcome.weights, outcome.others, seed=job.cell.seed)
-        synthetic.write(job.made, made)
+        _keep_made(job, study, made)
         yield from _rows(job.cell, scored, log_probabilities_by(made, scored))
     elif len(scored):
         model = _model(job, study, data)
         weights = _scored_by(job, study, data, model, outcome.weights)
         model.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
         yield from _rows(job.cell, scored, log_probabilities(model, scored, job.execution.device))
+
+
+def _keep_made(job: Job, study: Study, made: synthetic.SyntheticRows) -> None:
+    """Writes made rows, and for the study's own arm how they stand between the trained on and the withheld."""
+    _, digest = synthetic.write(job.made, made)
+    if job.cell.arm != FEDERATED:
+        return
+    everybody = SiteData.open(job.pooled).originals()
+    hidden = _withheld(job, study, everybody)
+    trained, withheld_ones = everybody.select(everybody.trains & ~hidden), everybody.select(hidden)
+    found = figures_of(made, trained, withheld_ones, cell=job.cell.name, file=digest)
+    if found is not None:
+        figures.write(job.made, found)
 
 
 def _scored_by(

@@ -19,6 +19,7 @@ from pathlib import Path
 from sottovoce.common import predictions, summary
 from sottovoce.common.errors import RunError
 from sottovoce.common.folds import n_folds
+from sottovoce.common.generative import figures
 from sottovoce.common.predictions import Prediction
 from sottovoce.common.privacy import of_study
 from sottovoce.common.privacy_specs import NoPrivacy
@@ -174,7 +175,7 @@ def _job(run: Path, cell: Cell, execution: Execution) -> Job:
         ledgers=run / WORK / "ledgers" / cell.name,
         extracts=run / "ledgers" / cell.name,
         states=run / STATES / cell.name,
-        made=run / "synthetic",
+        made=run / figures.FOLDER,
         checkpoint=run / "checkpoints" / f"{cell.name}.safetensors",
         rounds=run / "predictions" / f"{cell.name}.rounds.jsonl",
         predictions=run / "predictions" / f"{cell.name}.jsonl",

@@ -8,6 +8,10 @@ import numpy.typing as npt
 
 from sottovoce.common.generative.networks import Labels, Rows
 
+COLUMNS = (
+    32  # in which distances of rows are measured: more than classes differ in, fewer than rows of a class
+)
+
 Floats = npt.NDArray[np.float64]
 
 
@@ -36,6 +40,21 @@ def frechet_by_class(
         if len(one) > 1 and len(other) > 1:
             found[label] = frechet(*_moments(one), *_moments(other))
     return found
+
+
+def mean_distance(
+    made: Rows, made_labels: Labels, real: Rows, real_labels: Labels, *, axes_of: Rows, n_classes: int
+) -> float:
+    """Returns the mean of the classes' distances in the `COLUMNS` principal columns of the rows `axes_of`.
+
+    NaN where no class has two rows on both sides.
+    """
+    centre = axes_of.mean(axis=0)
+    _, _, axes = np.linalg.svd(axes_of - centre, full_matrices=False)
+    one, other = ((rows - centre) @ axes[:COLUMNS].T for rows in (made, real))
+    found = frechet_by_class(one, made_labels, other, real_labels, n_classes)
+    known = found[~np.isnan(found)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
 def copies(made: Rows, training: Rows, held_out: Rows, *, random: np.random.Generator) -> float:

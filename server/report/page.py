@@ -15,6 +15,9 @@ from sottovoce.common import explanation as explanations
 from sottovoce.common import metrics, run_files, study, summary
 from sottovoce.common.errors import RunError, StudyError
 from sottovoce.common.explanation import Explanation
+from sottovoce.common.generative import figures as made_figures
+from sottovoce.common.generative.figures import MadeFigures
+from sottovoce.common.generative_specs import is_generative
 from sottovoce.common.predictions import LEAKS, leaks
 from sottovoce.common.run_files import RoundFacts, RunFacts
 from sottovoce.common.strategy_names import strategy_of
@@ -38,6 +41,7 @@ class Run:
     facts: RunFacts | None
     rounds: tuple[RoundFacts, ...] | None
     explanation: Explanation | None = None
+    made: tuple[MadeFigures, ...] = ()
 
     @property
     def synthetic(self) -> bool:
@@ -61,6 +65,7 @@ def read(folder: Path) -> Run:
         facts=run_files.read_run(folder / "run.json") if (folder / "run.json").exists() else None,
         rounds=tuple(run_files.last_of_each(run_files.read_rounds(rounds))) if rounds.exists() else None,
         explanation=explanations.read(folder),
+        made=made_figures.read(folder / made_figures.FOLDER),
     )
 
 
@@ -90,6 +95,8 @@ def render(run: Run) -> str:
         calibration=headline.calibration,
         reliability=calibration.reliability(headline, style(headline.name)),
         temperatures=calibration.temperatures(headline),
+        made=run.made,
+        generative=is_generative(run.study),
         explanation=run.explanation,
         loss_scale=explanation.scale_of(run.explanation) if run.explanation else None,
     )
