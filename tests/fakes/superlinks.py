@@ -75,7 +75,7 @@ class Run:
         }
         return self._write(ask | {"config": dict(config or {}), **more})
 
-    def wait(self, n: int, patience: float = 60.0) -> Any:
+    def wait(self, n: int, patience: float = 180.0) -> Any:
         """Returns what came for a message: {"seconds", "replies": {node: ...}}."""
         return self._wait(n, patience)
 

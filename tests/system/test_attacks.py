@@ -362,7 +362,7 @@ def test_who_is_revoked_is_refused_at_the_next_request_on_both_lines(attacker: A
             registry.revoke(OTHER, person="Ada Example", reason="a test")
         with pytest.raises(SottovoceError, match="revoked"):
             client.offers()
-    until(lambda: OTHER not in place.nodes, seconds=10, what="the end of its node")
+    until(lambda: OTHER not in place.nodes, what="the end of its node")
     with pytest.raises(SottovoceError):
         connect(hospital)
     assert [one["who"] for one in attacker.events("refused")][-1] == OTHER

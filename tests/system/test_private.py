@@ -64,7 +64,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def simulate(environment: dict[str, str], *arguments: str | Path) -> str:
     command = [sys.executable, "-m", "sottovoce", "simulate", *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -145,7 +145,7 @@ def test_a_killed_private_run_goes_on_to_the_same_bits_and_the_burn_is_in_the_le
         [*command, "--workers", "2"], env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     ) as victim:
         ledger = out / "work" / "ledgers" / PRIVATE_CELLS[1] / "site-2" / "ledger.jsonl"
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while time.monotonic() < deadline and not (ledger.exists() and b'"round":2' in ledger.read_bytes()):
             time.sleep(0.002)
         victim.send_signal(signal.SIGKILL)

@@ -80,7 +80,7 @@ def sottovoce(
     environment: dict[str, str], *arguments: str | Path, check: bool = True
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sottovoce", *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert not check or done.returncode == 0, done.stderr
     return done
 
@@ -186,7 +186,7 @@ def kill_at(share: float, out: Path, total: int, environment: dict[str, str], *a
     with subprocess.Popen(
         command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     ) as victim:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while time.monotonic() < deadline:
             rounds = out / "rounds.jsonl"
             if rounds.exists() and len(rounds.read_bytes().splitlines()) >= share * total:
