@@ -13,7 +13,7 @@ from sottovoce.client.offered import digests
 from sottovoce.common.errors import LedgerError, WeightsError
 from sottovoce.common.pretrained import find, looking_in
 from sottovoce.common.study import Study, load
-from sottovoce.common.transfer import initial_of
+from sottovoce.common.transfer import public_figures
 
 
 def weights(hospital: Hospital) -> Findings:
@@ -38,7 +38,7 @@ def _encoders(study: Study) -> Iterator[tuple[str, str]]:
 
 def _initial(study: Study) -> Iterator[tuple[str, str]]:
     try:
-        initial_of(study)
+        public_figures(study)
     except WeightsError as error:
         yield (
             str(error),

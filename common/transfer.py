@@ -31,7 +31,7 @@ from sottovoce.common.model_size import widths_of
 from sottovoce.common.model_specs import streams_read
 from sottovoce.common.run_files import InitialFacts
 from sottovoce.common.study import Normalisation, Study
-from sottovoce.common.transfer_specs import FeatureTransfer, initials_of
+from sottovoce.common.transfer_specs import FeatureTransfer, initials_of, is_needed_at_sites
 from sottovoce.common.weights import Array, from_state_dict
 
 HEAD = "head."
@@ -67,10 +67,12 @@ def initial_of(study: Study) -> Initial | None:
 def public_figures(study: Study) -> tuple[Normalisation, dict[str, npt.NDArray[np.float64]]]:
     """Returns how features are standardised, with all figures, and the public map of each stream that has one.
 
+    A site asks for it before it trains: a file that is missing, and needed there for whatever, is then an error.
+
     Raises:
         WeightsError: see `initial_of`.
     """
-    initial = initial_of(study)
+    initial = initial_of(study) if is_needed_at_sites(study) else None
     if initial is None:
         return study.normalisation, {}
     maps = {

@@ -78,6 +78,16 @@ def initials_of(study: "Study") -> list[tuple[str, str]]:
     return named
 
 
+def is_needed_at_sites(study: "Study") -> bool:
+    """Says whether sites must have the initial file. Weights to start from come with the first round's message.
+
+    Figures and reductions are applied at the sites, and there a parameter transfer pulls.
+    """
+    reduced = any(stream.reduction for stream in study.streams)
+    pulled = isinstance(study.transfer, ParameterTransfer)
+    return reduced or pulled or study.normalisation.from_initial is not None
+
+
 def problems(study: "Study") -> list[str]:
     """Returns what is wrong between what is taken from a public corpus and the rest of a study."""
     return [*_naming_problems(study), *_figure_problems(study), *_transfer_problems(study)]

@@ -225,6 +225,21 @@ def test_whoever_approves_reads_from_what_public_corpus_a_study_starts_and_who_s
     assert preview(study, site="north").starts_from == ()
 
 
+@pytest.mark.parametrize(
+    ("transfer", "needed"), [('kind = "model"', False), (FEATURE, False), (PARAMETER, True)]
+)
+def test_weights_to_start_from_come_with_the_first_message_and_a_pull_needs_the_file(
+    tmp_path: Path, made: Initial, monkeypatch: pytest.MonkeyPatch, transfer: str, needed: bool
+) -> None:
+    study = a_study(tmp_path, made, transfer)
+    monkeypatch.delenv("SOTTOVOCE_WEIGHTS")
+    if needed:
+        with pytest.raises(WeightsError, match="it is in none"):
+            public_figures(study)
+    else:
+        assert public_figures(study) == (study.normalisation, {})
+
+
 def test_a_hospital_without_the_file_is_told_so_and_trains_on_nothing_else(tmp_path: Path) -> None:
     text = study_text()
     with initial_for(loads(text), tmp_path / "weights", widths={"frames": 8, "statistics": 80}) as made:
