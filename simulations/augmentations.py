@@ -42,8 +42,8 @@ from sottovoce.simulations.augmentation_private import COLUMNS as PRIVATE_COLUMN
 from sottovoce.simulations.augmentation_private import DELTA, EPSILON
 from sottovoce.simulations.cells import POOLED
 from sottovoce.simulations.made_head import DECAY
-from sottovoce.simulations.prepare import lay_out, prepare
 from sottovoce.simulations.pages import SCENARIOS, commit
+from sottovoce.simulations.prepare import lay_out, prepare
 from sottovoce.simulations.run_folder import write_text
 from sottovoce.simulations.softmax import Head, fit_head
 from sottovoce.simulations.without_pooling import STUDENT

@@ -156,8 +156,7 @@ def _number(value: float) -> str:
 
 def main() -> None:
     """Writes the figures into the scenarios that have some."""
-    for column in COLUMNS:
-        place = SCENARIOS / f"{column.scenario}.toml"
+    for place in sorted(SCENARIOS.glob("results-*.toml")):
         text = place.read_text(encoding="utf-8")
         if MARK in text:
             figures = measure(loads(text), os.cpu_count() or 1)

@@ -26,7 +26,7 @@ from sottovoce.common.progress import show_progress
 from sottovoce.common.run_files import read_run
 from sottovoce.common.study import Execution, load, loads
 from sottovoce.simulations.cells import FEDERATED
-from sottovoce.simulations.results import ROOT, SCENARIOS, commit
+from sottovoce.simulations.pages import ROOT, SCENARIOS, commit
 from sottovoce.simulations.run_folder import write_text
 from sottovoce.simulations.simulate import resume_run, start_run
 

@@ -34,7 +34,7 @@ from sottovoce.common.study import Execution, Study, load, loads
 from sottovoce.common.summary import Arm, Estimate
 from sottovoce.common.summary import read as read_summary
 from sottovoce.simulations.cells import FEDERATED
-from sottovoce.simulations.results import ROOT, SCENARIOS, commit
+from sottovoce.simulations.pages import ROOT, SCENARIOS, commit
 from sottovoce.simulations.run_folder import write_text
 from sottovoce.simulations.simulate import resume_run, start_run
 

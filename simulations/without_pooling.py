@@ -32,7 +32,7 @@ from sottovoce.common.privacy import accountant, distributed, distributed_accoun
 from sottovoce.common.privacy_specs import DistributedPrivacy, LocalPrivacy
 from sottovoce.common.study import Study, load, loads
 from sottovoce.simulations.cells import FEDERATED
-from sottovoce.simulations.results import ROOT, SCENARIOS, commit
+from sottovoce.simulations.pages import ROOT, SCENARIOS, commit
 from sottovoce.simulations.run_folder import write_text
 from sottovoce.simulations.utility import run_text, with_values
 

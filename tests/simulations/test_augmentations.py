@@ -6,7 +6,7 @@ import pytest
 from sottovoce.common.study import load
 from sottovoce.simulations.augmentation_methods import Part, augmented
 from sottovoce.simulations.augmentations import KEPT, Table, block, measure, rows_of, settings, verdicts
-from sottovoce.simulations.results import SCENARIOS
+from sottovoce.simulations.pages import SCENARIOS
 from sottovoce.simulations.softmax import fit_head
 
 QUICK = ("none", "re-weighting", "waveform copies", "mixing", "own Gaussians", "federation's Gaussians")
