@@ -186,9 +186,13 @@ def test_in_a_federation_weights_are_steered_by_who_is_trained_on_and_the_withhe
         (record.round, record.counted is not None, record.confusion is not None) for record in robust.rounds
     ]
     assert [one for one in rounds if one[1]] == [(2, True, False), (4, True, False), (5, True, True)]
-    trained_on, withheld = (np.sum(robust.rounds[index].counted.tables[0]) for index in (1, 4))  # type: ignore[union-attr]
-    assert trained_on + withheld == 48
-    assert withheld == np.sum(plain.rounds[-1].confusion)
+    trained_on, withheld = (np.sum(robust.rounds[index].counted.tables[0], axis=1) for index in (1, 4))  # type: ignore[union-attr]
+    everybody = np.bincount(
+        np.concatenate([SiteData.open(tmp_path / "robust" / "sites" / f"site-{n}").labels for n in (1, 2)])
+    )
+    assert trained_on.tolist() != withheld.tolist()
+    assert (trained_on + withheld).tolist() == everybody.tolist()
+    assert withheld.sum() == np.sum(plain.rounds[-1].confusion)
     counted = [record.counted for record in robust.rounds[:4] if record.counted is not None]
     assert len(set(gw.weights_after(study, counted))) == 2  # they moved
     assert robust.rounds[0].update_norm == plain.rounds[0].update_norm  # at first all weigh alike
