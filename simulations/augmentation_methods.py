@@ -4,6 +4,7 @@
 |---------------------------|--------------------------------|---------|
 | `none`                    | -                              |         |
 | `re-weighting`            | the site's own                 |         |
+| `logit adjustment`        | the site's own                 |         |
 | `waveform copies`         | the site's own                 |         |
 | `mixing`                  | the site's own                 | no      |
 | `own Gaussians`           | the site's own                 | no      |
@@ -32,6 +33,7 @@ from sottovoce.common.streams import derive, stream
 from sottovoce.common.study import Study
 from sottovoce.simulations.augmentation_private import Maker, private_gan, private_gaussians
 
+ADJUSTED = "logit adjustment"  # of the fitted head: it adds no rows and no weights
 OWN_GAN = GanSpec(generator=GeneratorSpec(noise=16, hidden=64), hidden=64, steps=300, batch_size=32)
 FEDERATIONS_GAN = GanSpec(steps=1000)
 
@@ -101,7 +103,7 @@ def augmented(method: str, setting: Setting, site: int) -> Weighed:
     if method == "waveform copies":
         copies = setting.copies.where(setting.copies.sites == site)
         rows, labels = np.concatenate([rows, copies.rows]), np.concatenate([labels, copies.labels])
-    elif method not in ("none", "re-weighting"):
+    elif method not in ("none", "re-weighting", ADJUSTED):
         made, of = _made(method, setting, own, site)
         rows, labels = np.concatenate([rows, made]), np.concatenate([labels, of])
     weights = np.ones(len(labels))
@@ -184,6 +186,7 @@ FEDERATIONS: Mapping[str, Callable[[Setting], Maker]] = {
 METHODS = (
     "none",
     "re-weighting",
+    ADJUSTED,
     "waveform copies",
     "mixing",
     "own Gaussians",

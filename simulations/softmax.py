@@ -33,6 +33,15 @@ class Head:
         return scores
 
 
+def adjusted(head: Head, labels: Labels, weights: Floats) -> Head:
+    """Returns the head for classes that are equally likely: log shares of the training rows leave the biases.
+
+    Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, section 4.1. Classes without rows stay.
+    """
+    shares = np.bincount(labels, weights, minlength=len(head.biases)) / weights.sum()
+    return Head(weights=head.weights, biases=head.biases - np.log(np.where(shares > 0, shares, 1.0)))
+
+
 def fit_head(
     rows: npt.NDArray[np.floating],
     labels: Labels,
