@@ -104,7 +104,7 @@ def pretrain(
     recordings = [item for corpus in corpora for item in recordings_of(many, corpus, on_event)]
     with tempfile.TemporaryDirectory(prefix="sottovoce-pretrain-") as folder:
         raw = _raw(many, recordings, Path(folder), workers, on_event)
-        learned = learn(plain, raw, Path(folder), plan, device=device, on_event=on_event)
+        learned = learn(study, raw, Path(folder), plan, device=device, on_event=on_event)
     statement = Statement(
         signed_by=signed_by,
         corpora=tuple(_facts(corpus) for corpus in corpora),
@@ -226,11 +226,17 @@ def learn(
 def _with_figures(
     spec: Normalisation, mean: Mapping[str, Figures], deviation: Mapping[str, Figures]
 ) -> Normalisation:
-    """Returns the study's normalisation, with these figures where it has none. By speaker it does without."""
-    if spec.mean or spec.deviation or spec.scheme in ("utterance", "speaker"):
+    """Returns the study's normalisation, with these figures where it has none: as the study will standardise.
+
+    By speaker it has use for them only where it says `from_initial`.
+    """
+    if spec.mean or spec.deviation or spec.scheme == "utterance":
+        return spec
+    if spec.scheme == "speaker" and spec.from_initial is None:
         return spec
     plain = {name: tuple(values.tolist()) for name, values in mean.items()}
-    return replace(spec, mean=plain, deviation={name: tuple(v.tolist()) for name, v in deviation.items()})
+    widths = {name: tuple(values.tolist()) for name, values in deviation.items()}
+    return replace(spec, from_initial=None, mean=plain, deviation=widths)
 
 
 def _raw(study: Study, recordings: list[Recording], work: Path, workers: int, on_event: OnEvent) -> SiteData:
