@@ -55,7 +55,7 @@ mutants: $(READY)  ## walks into every known trap, in copies of the source; each
 	$(BIN)/python -m sottovoce.simulations.mutants
 
 results: $(READY)  ## the accuracy tables of docs/results.md (RAVDESS=folder of the corpus)
-	$(BIN)/python -m sottovoce.simulations.results --ravdess "$(RAVDESS)" --seeds $(SEEDS)
+	$(BIN)/python -m sottovoce.simulations.results --ravdess "$(RAVDESS)" --seeds $(SEEDS) $(if $(QUICK),--quick)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
