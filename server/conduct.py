@@ -22,7 +22,9 @@ from pathlib import Path
 
 from safetensors.numpy import save as to_bytes
 
+from sottovoce.common.config import as_plain
 from sottovoce.common.errors import RunError, SottovoceError
+from sottovoce.common.fairness_of_runs import of_rounds
 from sottovoce.common.federation_ledger import FederationLedger
 from sottovoce.common.files import lock_file, write_whole
 from sottovoce.common.flower import Grid
@@ -33,12 +35,29 @@ from sottovoce.common.privacy import of_study
 from sottovoce.common.privacy_specs import NoPrivacy
 from sottovoce.common.provenance import machine, now, versions
 from sottovoce.common.rosters import roster_from
-from sottovoce.common.run_files import CellFacts, Refused, RoundFacts, RunFacts, round_line, write_run
+from sottovoce.common.run_files import (
+    CellFacts,
+    Refused,
+    RoundFacts,
+    RunFacts,
+    read_rounds,
+    round_line,
+    write_run,
+)
 from sottovoce.common.secagg.session import Roster
 from sottovoce.common.study import Study
 from sottovoce.common.transfer import facts_of, in_words, start
 from sottovoce.common.weights import Weights
-from sottovoce.server.deployed_run import MODEL, MODEL_FACTS, ROSTER, ROUNDS, DeployedRun, State, ended
+from sottovoce.server.deployed_run import (
+    FAIRNESS,
+    MODEL,
+    MODEL_FACTS,
+    ROSTER,
+    ROUNDS,
+    DeployedRun,
+    State,
+    ended,
+)
 from sottovoce.server.exchange import Call, Collected, Evaluated, Exchange, GridExchange, Share
 from sottovoce.server.home import CoordinatorHome
 from sottovoce.server.registry import Registry
@@ -258,12 +277,25 @@ def _finish(
     write_whole(found.folder / MODEL_FACTS, json.dumps(signed, sort_keys=True).encode())
     # A crash between a checkpoint and its line has left one out, or half of one.
     write_whole(found.folder / ROUNDS, "".join(map(_line, outcome.rounds)).encode())
+    _keep_fairness(found)
     _keep_records(home, found)
     cell = CellFacts(
         seed=found.plan.seed, fold=found.plan.fold, arm="federated", weights_sha256=outcome.digest
     )
     write_run(found.folder / "run.json", replace(facts, ended=now(), cells=(cell,)))
     registry.publish(found.plan.name, model["sha256"], found.folder / MODEL, study=found.plan.study_digest)
+
+
+def _keep_fairness(found: DeployedRun) -> None:
+    """Writes what the released counts say of the study's groups; nothing where there are no groups or no counts."""
+    evaluation = found.study.evaluation
+    if evaluation.groups is None:
+        return
+    study = replace(found.study, evaluation=replace(evaluation, seeds=(found.plan.seed,)))
+    figures = of_rounds(read_rounds(found.folder / ROUNDS), study, evaluation.groups)
+    if figures is not None:
+        text = json.dumps(as_plain(figures), indent=1, sort_keys=True, allow_nan=False)
+        write_whole(found.folder / FAIRNESS, text.encode())
 
 
 def _keep_records(home: CoordinatorHome, found: DeployedRun) -> None:

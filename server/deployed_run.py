@@ -4,6 +4,7 @@
     run.state, run.change(lambda state: replace(state, round=3))
 
     runs/NAME/study.toml plan.json roster.json run.json rounds.jsonl checkpoints/ ledgers/ state.json model.safetensors
+              fairness.json (where the study names groups, and counts were released)
 
 Guarantees:
   - The plan does not change after the run began; a study or a plan that was changed is noticed when it is opened.
@@ -28,6 +29,7 @@ from sottovoce.server.rounds import Cell
 
 PLAN, STATE, STUDY, ROSTER = "plan.json", "state.json", "study.toml", "roster.json"
 ROUNDS, MODEL, MODEL_FACTS = "rounds.jsonl", "model.safetensors", "model.json"
+FAIRNESS = "fairness.json"
 STATE_LOCK = ".state"
 MAX_FILE_BYTES = 1_000_000
 ENDS = ("done", "failed", "stopped")

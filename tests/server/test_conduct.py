@@ -25,7 +25,7 @@ from sottovoce.server.rounds import run as run_rounds
 from sottovoce.server.superlink import HOME_VARIABLE
 from sottovoce.simulations.engines.inprocess import InProcessGrid
 from tests.fakes.coordinators import APP, Consortium
-from tests.fakes.sites import WIDTH, write_study
+from tests.fakes.sites import GROUPS, WIDTH, write_study
 
 OPEN_SUMS = "secure_sum = false, deadline_seconds = 20"
 
@@ -37,7 +37,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def consortium_of(folder: Path, federation: str = OPEN_SUMS) -> Consortium:
-    study = write_study(folder / "study.toml", n_sites=3, federation=federation)
+    study = write_study(folder / "study.toml", n_sites=3, federation=federation, evaluation=GROUPS)
     return Consortium(folder, study)
 
 
@@ -96,6 +96,13 @@ def test_a_deployed_run_ends_in_the_bits_of_the_simulation(consortium: Consortiu
     assert [one.round for one in read_rounds(consortium.run.folder / "rounds.jsonl")] == [1, 2, 3]
     (cell,) = read_run(consortium.run.folder / "run.json").cells
     assert cell.weights_sha256 == outcome.digest
+    said = json.loads((consortium.run.folder / "fairness.json").read_bytes())
+    counted = outcome.rounds[-1].counted
+    assert counted is not None
+    assert [group["group"] for group in said["groups"]] == ["sex female", "sex male"]
+    assert [group["n_utterances"] for group in said["groups"]] == [
+        sum(map(sum, table)) for table in counted.tables[1:]
+    ]
 
 
 @pytest.mark.parametrize("messages", [0, 2, 4, 8])
