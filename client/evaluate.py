@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from sottovoce.common.calibration_counts import cells
 from sottovoce.common.dataset import SiteData
 from sottovoce.common.groups import Tables
 from sottovoce.common.models import streams_of
@@ -63,7 +64,11 @@ def confusion(
     """Returns counts (table, truth, predicted) over the examples; zeros for none."""
     counts = np.zeros(tables.shape, np.int64)
     if len(data):
-        predicted = log_probabilities(model, data, device).argmax(axis=1)
+        log_probs = log_probabilities(model, data, device)
+        predicted = log_probs.argmax(axis=1)
         rows, within = tables.memberships(data.groups)
         np.add.at(counts, (within, data.labels[rows], predicted[rows]), 1)
+        if tables.confidence_bins:
+            beside = cells(log_probs.astype(np.float64), data.labels, tables.confidence_bins)
+            np.add.at(counts.reshape(-1), tables.n_confusions + beside, 1)
     return counts

@@ -213,7 +213,7 @@ def _whom(study: Study) -> str:
 
 
 def _groups(study: Study) -> str:
-    names = [table.name for table in study.tables.all[1:]]
+    names = list(study.tables.names[1:])
     return f"; the same of each group ({'; '.join(names)}), all in one release" if names else ""
 
 

@@ -159,7 +159,7 @@ def _certainty(epsilon: float) -> str:
 
 
 def _group_names(study: Study) -> str:
-    return "; ".join(table.name for table in study.tables.all[1:])
+    return "; ".join(study.tables.names[1:])
 
 
 def _worth(study: Study) -> str:

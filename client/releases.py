@@ -25,6 +25,7 @@ from sottovoce.client.evaluate import log_probabilities
 from sottovoce.client.secure import Mask
 from sottovoce.client.site_ledger import Ask, Released, SiteLedger
 from sottovoce.client.train_private import check_units, gradient_sum, train_private
+from sottovoce.common.calibration_counts import cells
 from sottovoce.common.dataset import SiteData
 from sottovoce.common.errors import PrivacyError, SecureSumError, SottovoceError
 from sottovoce.common.groups import Tables
@@ -198,7 +199,8 @@ def contributions(
 ) -> npt.NDArray[np.float32]:
     """Returns one row of (table, truth, predicted) counts, flat, for each patient, over the first `n_most` recordings.
 
-    A recording counts in the table of all, and in those of the groups that it belongs to.
+    A recording counts in the table of all, in those of the groups that it belongs to, and in one cell of each table of
+    calibration, where the study has them.
     """
     patients = sorted(set(data.patients))
     rows = np.zeros((len(patients), *tables.shape), np.float32)
@@ -206,9 +208,15 @@ def contributions(
         owners = np.searchsorted(patients, data.patients).astype(np.int64)
         counted = first_recordings(owners, n_most=n_most)
         chosen = data.select(counted)
-        predicted = log_probabilities(model, chosen, device).argmax(axis=1)
+        log_probs = log_probabilities(model, chosen, device)
+        predicted = log_probs.argmax(axis=1)
         each, within = tables.memberships(chosen.groups)
         np.add.at(rows, (owners[counted][each], within, chosen.labels[each], predicted[each]), 1.0)
+        if tables.confidence_bins:
+            beside = tables.n_confusions + cells(
+                log_probs.astype(np.float64), chosen.labels, tables.confidence_bins
+            )
+            np.add.at(rows.reshape(len(patients), -1), (owners[counted][:, None], beside), 1.0)
     return rows.reshape(len(patients), tables.n_cells)
 
 

@@ -343,7 +343,7 @@ def request_of(study: Study, domain: str) -> Request:
 
 def _groups(study: Study) -> dict[str, str]:
     """Returns which groups evaluation tells apart, for the approver's signature; nothing where there are none."""
-    names = "; ".join(table.name for table in study.tables.all[1:])
+    names = "; ".join(study.tables.names[1:])
     return {"groups": names if len(names) <= MOST_TEXT else f"{names[: MOST_TEXT - 1]}…"} if names else {}
 
 

@@ -115,7 +115,7 @@ def of_released(
     n_draws: int = N_DRAWS,
 ) -> Fairness:
     """Returns the figures of counts as they were released, all that a coordinator has."""
-    counts, noise = np.asarray(counted.tables, np.float64), counted.deviation
+    counts, noise = np.asarray(counted.tables, np.float64)[: len(tables.all)], counted.deviation
     n = len(classes)
     rows, answers, right = counts.sum(axis=2), counts.sum(axis=1), np.diagonal(counts, axis1=1, axis2=2)
     least = READABLE * noise * np.sqrt(n)

@@ -44,10 +44,20 @@ def of_answers(rows: Sequence[Prediction], study: Study, groups: Groups) -> Fair
 
 
 def of_rounds(rounds: Sequence[RoundFacts], study: Study, groups: Groups) -> Fairness | None:
-    """Returns the figures of what sites released after the last round of each fold, of the first seed; None where
+    """Returns the figures of what sites released (`released`); None where nothing was."""
+    pooled = released(rounds, study)
+    if pooled is None:
+        return None
+    return fairness.of_released(
+        pooled, study.tables, classes=study.labels.classes, minimum_size=groups.minimum_size, arm=FEDERATED
+    )
 
-    nothing was. Folds have different patients, and their counts add up, noise and all. Counts of who was trained on,
-    which steer a group-robust study, are not among them.
+
+def released(rounds: Sequence[RoundFacts], study: Study) -> Counted | None:
+    """Returns what sites released after the last round of each fold, of the first seed, in one sum; None where nothing
+
+    was. Folds have different patients, and their counts add up, noise and all. Counts of who was trained on, which
+    steer a group-robust study, are not among them.
     """
     first = study.evaluation.seeds[0]
     last = {
@@ -61,12 +71,9 @@ def of_rounds(rounds: Sequence[RoundFacts], study: Study, groups: Groups) -> Fai
     if not last:
         return None
     tables = np.sum([counted.tables for counted in last.values()], axis=0)
-    pooled = Counted(
+    return Counted(
         deviation=math.sqrt(sum(counted.deviation**2 for counted in last.values())),
         tables=tuple(tuple(map(tuple, table)) for table in tables.tolist()),
-    )
-    return fairness.of_released(
-        pooled, study.tables, classes=study.labels.classes, minimum_size=groups.minimum_size, arm=FEDERATED
     )
 
 

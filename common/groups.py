@@ -15,7 +15,7 @@ Guarantees:
 >>> len(tables.all), tables.per_recording, tables.n_cells
 (9, 4, 576)
 >>> [tables.all[index].name for index in tables.of_recording({"sex": "female", "age": "52"})]
-['all', 'sex female', 'age 40-64', 'sex female, age 40-64']
+['all', 'age 40-64', 'sex female', 'age 40-64, sex female']
 """
 
 import itertools
@@ -79,10 +79,15 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Tables:
-    """The confusion tables of one release: the first is of all. Flat, they stand one after the other."""
+    """The confusion tables of one release: the first is of all. Flat, they stand one after the other.
+
+    With `confidence_bins` the tables of `calibration_counts.py` stand behind them, 3 * bins cells, filled up with
+    empty ones to whole pages of the size of a confusion.
+    """
 
     n_classes: int
     groups: Groups | None = None
+    confidence_bins: int = 0
 
     @cached_property
     def all(self) -> tuple[Table, ...]:
@@ -104,17 +109,33 @@ class Tables:
         """How many tables a recording can be in at most."""
         n = len(self.attributes)
         crossed = self.groups is not None and self.groups.intersections
-        return 1 + n + (n * (n - 1) // 2 if crossed else 0)
+        return 1 + n + (n * (n - 1) // 2 if crossed else 0) + (2 if self.confidence_bins else 0)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is counted, by name: each table of all and of groups, and what calibration counts beside them."""
+        beside = (
+            ("how sure answers are, and how strange the truth is to the model",)
+            if self.confidence_bins
+            else ()
+        )
+        return (*(table.name for table in self.all), *beside)
+
+    @property
+    def n_confusions(self) -> int:
+        """How many cells the confusions have; those of calibration follow."""
+        return len(self.all) * self.n_classes**2
 
     @property
     def n_cells(self) -> int:
         """How many numbers a release has."""
-        return len(self.all) * self.n_classes**2
+        return self.shape[0] * self.n_classes**2
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Returns (tables, truth, predicted)."""
-        return len(self.all), self.n_classes, self.n_classes
+        """Returns (tables and pages, truth, predicted)."""
+        pages = -(-3 * self.confidence_bins // self.n_classes**2)
+        return len(self.all) + pages, self.n_classes, self.n_classes
 
     def of_attribute(self, name: str) -> tuple[int, ...]:
         """Returns the tables of one attribute's values: no recording is in two of them."""

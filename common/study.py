@@ -395,10 +395,18 @@ Folds = SpeakerFolds | HashFolds | NamedFolds
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConfidenceCounts:
+    """How sure answers are, counted in `bins` and released with the other counts (`common/calibration_counts.py`)."""
+
+    bins: Annotated[int, Interval(4, 40)] = 15
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Speaker-independent evaluation. `random_split_that_leaks` adds a column that nobody should quote.
 
     `groups` are those that evaluation tells apart: counts of each leave the sites beside those of all, in one release.
+    `calibration` adds counts of how sure answers are to the same release: what a temperature and sets follow from.
     """
 
     folds: Folds
@@ -410,6 +418,7 @@ class Evaluation:
     baselines: tuple[Literal["svm", "decision_tree", "naive_bayes", "mlp", "logistic"], ...] = ()
     baseline_stream: str | None = None
     groups: Groups | None = None
+    calibration: ConfidenceCounts | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -442,7 +451,12 @@ class Study:
     @cached_property
     def tables(self) -> Tables:
         """The confusion tables that evaluation counts consist of: of all, and of each group that the study names."""
-        return Tables(n_classes=len(self.labels.classes), groups=self.evaluation.groups)
+        counted = self.evaluation.calibration
+        return Tables(
+            n_classes=len(self.labels.classes),
+            groups=self.evaluation.groups,
+            confidence_bins=counted.bins if counted else 0,
+        )
 
     @property
     def cohort_size(self) -> int:

@@ -159,6 +159,23 @@ class Calibration:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CountedCalibration:
+    """What released counts say of probabilities (`evaluation.calibration`): all that a coordinator can have.
+
+    `temperature` divides an answer's odds; an emotion is in the set where its probability is `least_probability` or
+    more, and every emotion is where there is none. Without figures, the counts drowned in their noise.
+    """
+
+    n: Annotated[float, config.Interval(0.0)]
+    deviation: Annotated[float, config.Interval(0.0)]
+    level: Share
+    temperature: Annotated[float, config.Interval(0.0, low_open=True)] | None = None
+    error_before: CalibrationError | None = None
+    error: CalibrationError | None = None
+    least_probability: Share | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Arm:
     """One way to train, scored on all withheld speakers."""
 
@@ -234,6 +251,7 @@ class Summary:
     notes: tuple[str, ...]
     leaks: Leaks | None = None
     fairness: tuple[Fairness, ...] = ()
+    counted_calibration: CountedCalibration | None = None
 
     def arm(self, name: str) -> Arm:
         """Returns the arm of a name."""

@@ -393,8 +393,8 @@ class _Loop:
         return {group_weights.TOLD: group_weights.told(group_weights.weights_after(self.study, counted))}
 
     def _counted(self, evaluated: Evaluated | None) -> Counted | None:
-        """Returns the counts of all and of groups as they came, with their noise; None where there are no groups."""
-        if evaluated is None or evaluated.counts is None or self.study.evaluation.groups is None:
+        """Returns the counts as they came, with their noise; None where nothing but answers of all was counted."""
+        if evaluated is None or evaluated.counts is None or len(self.study.tables.names) == 1:
             return None
         tables = tuple(tuple(map(tuple, table)) for table in evaluated.counts.tolist())
         return Counted(deviation=counts_deviation(self.study, evaluated.n_sites), tables=tables)

@@ -95,7 +95,7 @@ def tables(study: Study, *, target_epsilon: float | None = None) -> Iterator[tup
             from sottovoce.common.privacy import planning_distributed
 
             found = planning_distributed.tables(study, spec, target_epsilon=target_epsilon)
-    names = [table.name for table in study.tables.all]
+    names = list(study.tables.names)
     for name, table in found:
         yield name, {**table, "counted": names} if name == "study" else table
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from sottovoce.client.app import withheld
+from sottovoce.common.calibration_counts import cells
 from sottovoce.common.dataset import SiteData
 from sottovoce.common.errors import RunError
 from sottovoce.common.groups import Tables
@@ -145,9 +146,13 @@ class CohortExchange:
         with torch.inference_mode():
             for part in torch.split(rows, ROWS_AT_ONCE):
                 _, logits = _forward(stack, self._features[part][None])
-                answers.append(logits[0].argmax(dim=1).numpy())
+                answers.append(logits[0].log_softmax(dim=1).numpy())
+        log_probs, labels = np.concatenate(answers), self._labels[rows].numpy()
         each, within = tables.memberships(stated)
-        np.add.at(counts, (within, self._labels[rows].numpy()[each], np.concatenate(answers)[each]), 1)
+        np.add.at(counts, (within, labels[each], log_probs.argmax(axis=1)[each]), 1)
+        if tables.confidence_bins:
+            beside = cells(log_probs.astype(np.float64), labels, tables.confidence_bins)
+            np.add.at(counts.reshape(-1), tables.n_confusions + beside, 1)
         return Evaluated(counts=counts, n_sites=len(sites))
 
     def _train_chunk(self, call: Call, plans: "Sequence[_Plan]", start: Stack, collected: Collected) -> None:
