@@ -33,7 +33,8 @@ def _other_than(before: Any, now: Any) -> Any:
 def _seconds_of_answers(superlink: superlinks.Superlink, name: str, settings: str) -> list[float]:
     """Returns the seconds from question to answer of a quick one and a long one, by the agent's own clock."""
     hospital: Hospital = superlink.hospital(name, settings=settings)
-    run, taken, last = superlink.echo(), [], None
+    run, taken = superlink.echo(), list[float]()
+    last: Any = None
     with agent_thread(hospital):
         until(lambda: bool(read_status(hospital.run).get("connected")))
         for seconds in (0.0, 0.0, LONG):  # with the first one the worker is there
