@@ -292,7 +292,7 @@ def _keep_fairness(found: DeployedRun) -> None:
     if evaluation.groups is None:
         return
     study = replace(found.study, evaluation=replace(evaluation, seeds=(found.plan.seed,)))
-    figures = of_rounds(read_rounds(found.folder / ROUNDS), study, evaluation.groups)
+    figures = of_rounds(list(read_rounds(found.folder / ROUNDS)), study, evaluation.groups)
     if figures is not None:
         text = json.dumps(as_plain(figures), indent=1, sort_keys=True, allow_nan=False)
         write_whole(found.folder / FAIRNESS, text.encode())
