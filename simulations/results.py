@@ -231,7 +231,7 @@ def _augmentations(runs: Path) -> str:
         return place.read_text(encoding="utf-8")
     return (
         "## A site that lost 90 % of one emotion\n\nNot made in this run: "
-        f"`python -m sottovoce.simulations.augmentations --ravdess DIR --out {place.parent.name}`."
+        f"`python -m sottovoce.simulations.augmentations --ravdess DIR --out runs/results/augmentations`."
     )
 
 
