@@ -554,6 +554,7 @@ def combinations(study: Study) -> list[str]:
         *_synthetic_problems(study),
         *_label_problems(study.labels),
         *(speaker_groups.problems(study.evaluation.groups) if study.evaluation.groups else ()),
+        *_calibration_problems(study),
         *_stream_problems(study),
         *_encoder_problems(study),
         *transfer_specs.problems(study),
@@ -563,6 +564,18 @@ def combinations(study: Study) -> list[str]:
         *_strategy_problems(study),
         *generative_specs.problems(study),
         *_privacy_problems(study),
+    ]
+
+
+def _calibration_problems(study: Study) -> list[str]:
+    spec = study.privacy
+    if study.evaluation.calibration is None or isinstance(spec, NoPrivacy):
+        return []
+    if spec.counts_noise_multiplier is not None:
+        return []
+    return [
+        "evaluation.calibration: expected privacy.counts_noise_multiplier beside it in a private mode; without it no "
+        "counts leave a site."
     ]
 
 

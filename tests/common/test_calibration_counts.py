@@ -15,11 +15,15 @@ from sottovoce.common.calibration_counts import odds_edges, of_counts, strangene
 from sottovoce.common.dataset import SiteData, StreamShape
 from sottovoce.common.groups import Tables
 from sottovoce.common.privacy_specs import counts_norm
+from sottovoce.common.run_files import Counted, RoundFacts
 from sottovoce.common.streams import stream
-from sottovoce.common.study import ConfidenceCounts, loads
+from sottovoce.common.study import ConfidenceCounts, combinations, loads
+from sottovoce.common.summarise import summarise
 from sottovoce.common.sums import counts_deviation
+from sottovoce.server.report.page import Run, render
 from tests.fakes.federations import STUDY
 from tests.fakes.privacy import a_spec
+from tests.fakes.runs import FakeRun, predictions_of, study_of, study_text
 
 N, BINS = 4, 6
 TABLES = Tables(n_classes=N, confidence_bins=BINS)
@@ -137,6 +141,39 @@ def test_a_study_names_what_it_counts_and_pays_for_it_in_noise() -> None:
     private = replace(plain, privacy=a_spec(counts_noise_multiplier=2.0, counts_utterances=4))
     paid = replace(private, evaluation=with_it.evaluation)
     assert counts_deviation(paid, 1) == pytest.approx(counts_deviation(private, 1) * math.sqrt(3), rel=1e-3)
+
+
+def test_a_private_study_without_counts_has_no_calibration_either() -> None:
+    plain = loads(STUDY)
+    asked = replace(plain, evaluation=replace(plain.evaluation, calibration=ConfidenceCounts()))
+    assert combinations(asked) == combinations(plain)
+    without = replace(asked, privacy=a_spec(counts_noise_multiplier=None))
+    assert any(
+        "evaluation.calibration: expected privacy.counts_noise" in one for one in combinations(without)
+    )
+
+
+def test_released_counts_of_the_last_rounds_become_figures_and_a_sentence_in_the_report() -> None:
+    run = FakeRun(repetitions=1, seeds=(0,), skill=(("federated", 2.0),))
+    plain = study_of(run)
+    study = replace(plain, evaluation=replace(plain.evaluation, calibration=ConfidenceCounts(bins=15)))
+    log_probs, truth = answers(8, 4_000, 2.0, n_classes=8)
+    flat = np.zeros(study.tables.n_cells, np.int64)
+    np.add.at(flat, study.tables.n_confusions + calibration_counts.cells(log_probs, truth, 15), 1)
+    counts = Counted(
+        deviation=0.0, tables=tuple(tuple(map(tuple, one)) for one in flat.reshape(-1, 8, 8).tolist())
+    )
+    rounds = [RoundFacts(seed=0, fold=fold, arm="federated", round=1, counted=counts) for fold in range(2)]
+    figures = summarise(predictions_of(run), study, rounds=rounds)
+    found = figures.counted_calibration
+    assert found is not None
+    assert found.n == 8_000
+    assert found.temperature == pytest.approx(2.0, rel=0.15)
+    text = study_text(run)
+    page = render(Run(study=plain, study_text=text, summary=figures, facts=None, rounds=None))
+    assert f"Temperature of the answers' odds <strong>{found.temperature:.2f}</strong>" in page
+    assert "8000 recordings as counted" in page
+    assert summarise(predictions_of(run), plain).counted_calibration is None
 
 
 # ---- what follows from the counts
