@@ -33,6 +33,7 @@ from sottovoce.common.streams import derive, stream
 from sottovoce.common.study import Study
 from sottovoce.simulations.augmentation_private import Maker, private_gan, private_gaussians
 
+COPIES = "waveform copies"  # of a study that makes some
 ADJUSTED = "logit adjustment"  # of the fitted head: it adds no rows and no weights
 OWN_GAN = GanSpec(generator=GeneratorSpec(noise=16, hidden=64), hidden=64, steps=300, batch_size=32)
 FEDERATIONS_GAN = GanSpec(steps=1000)
@@ -100,7 +101,7 @@ def augmented(method: str, setting: Setting, site: int) -> Weighed:
     """Returns a site's training rows under a method. Each site counts one in all."""
     own = setting.training.where(setting.training.sites == site)
     rows, labels = own.rows, own.labels
-    if method == "waveform copies":
+    if method == COPIES:
         copies = setting.copies.where(setting.copies.sites == site)
         rows, labels = np.concatenate([rows, copies.rows]), np.concatenate([labels, copies.labels])
     elif method not in ("none", "re-weighting", ADJUSTED):
@@ -187,7 +188,7 @@ METHODS = (
     "none",
     "re-weighting",
     ADJUSTED,
-    "waveform copies",
+    COPIES,
     "mixing",
     "own Gaussians",
     "own GAN",

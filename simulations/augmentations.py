@@ -34,11 +34,13 @@ from sottovoce.common.dataset import SiteData
 from sottovoce.common.folds import fold_of, n_folds
 from sottovoce.common.generative import quality
 from sottovoce.common.generative.networks import each_class
+from sottovoce.common.model_specs import streams_read
 from sottovoce.common.progress import show_progress
 from sottovoce.common.streams import stream
 from sottovoce.common.study import Study, load
 from sottovoce.simulations.augmentation_methods import (
     ADJUSTED,
+    COPIES,
     FEDERATIONS,
     METHODS,
     Part,
@@ -74,10 +76,10 @@ class Table:
 
 
 def read_table(study_file: Path, ravdess: Path, *, workers: int = 1) -> Table:
-    """Prepares a study as a simulation does, and reads its one pooled stream."""
+    """Prepares a study as a simulation does, and reads the one pooled stream of its model."""
     study = load(study_file)
     (name,) = [spec.name for spec in study.corpora]
-    (pooled,) = [spec.name for spec in study.streams]
+    (pooled,) = streams_read(study.model)
     with show_progress(quiet=False) as on_event, tempfile.TemporaryDirectory() as work:
         prepared = prepare(study, {name: ravdess}, workers=workers, on_event=on_event).prepared
         lay_out(study, prepared, Path(work), on_event)
@@ -364,11 +366,12 @@ def main() -> None:
 
     torch.set_num_threads(1)
     table = read_table(arguments.study, arguments.ravdess)
+    methods = [one for one in arguments.methods if one != COPIES or (table.copies > 0).any()]
     seeds = [0] if arguments.quick else list(range(arguments.seeds))
     found = []
     for seed in seeds:
         for setting, withheld, lost in settings(table, seed=seed):
-            found.append(measure(setting, withheld, lost, arguments.methods))
+            found.append(measure(setting, withheld, lost, methods))
             print(f"seed {seed}, fold {setting.fold}", flush=True)
             if arguments.quick:
                 break
