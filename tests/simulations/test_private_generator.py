@@ -35,7 +35,7 @@ DISCRIMINATOR = '{ kind = "discriminator", stream = "pooled", hidden = 5, per_cl
 MOMENTS = '{ kind = "moments", stream = "pooled", per_class = 4 }'
 STEP = '{ learning_rate = 0.5, optimiser = "sgd", steps_per_round = 1, batch_size = 64, loss = "%s" }'
 GAME = 'strategy = { kind = "adversarial", noise = 3, hidden = 6, fakes = 4 }'
-PRIVATE = LOCAL.replace("counts_noise_multiplier = 1.0, counts_utterances = 2 }", "cap = 8 }")
+PRIVATE = LOCAL.replace("counts_noise_multiplier = 1.0, counts_utterances = 2 }", "cap = 8 }").replace("0.75", "1.0")
 CELL = Cell(seed=0, fold=-1, arm="federated")
 
 
