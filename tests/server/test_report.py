@@ -16,6 +16,8 @@ from rich.console import Console
 
 from sottovoce.common import run_files, summarise, summary
 from sottovoce.common.errors import RunError
+from sottovoce.common.generative.figures import MadeFigures
+from sottovoce.common.model_specs import Discriminator
 from sottovoce.server.report import draw, terminal, write_report
 from sottovoce.server.report.page import Run, loss_lines, read, render, uar_lines
 from sottovoce.server.report.text import show_name
@@ -378,3 +380,16 @@ def test_a_page_that_asks_outside_or_breaks_its_policy_would_be_noticed(tmp_path
     page = tmp_path / "bad.html"
     page.write_text(f"<!doctype html><html><head></head><body>{body}</body></html>")
     assert complaints(page, tmp_path) != []
+
+
+def test_accuracy_of_made_rows_is_said_to_be_that(run: Run, page: str) -> None:
+    figures = MadeFigures(
+        cell="seed0-fold0-federated", file="ab" * 32, n_rows=800, copies=0.5, membership=0.52
+    )
+    model = Discriminator(kind="discriminator", stream="statistics")
+    made = render(
+        dataclasses.replace(run, study=dataclasses.replace(run.study, model=model), made=(figures,))
+    )
+    for figure in ("made rows alone", "0.52", "50.0", "800"):
+        assert figure in made
+    assert "made rows alone" not in page

@@ -71,10 +71,10 @@ def test_what_a_method_adds_follows_from_training_rows_alone(table: Table) -> No
 
 def test_a_table_holds_every_method_that_was_tried(table: Table) -> None:
     setting, withheld, lost = next(iter(settings(table, seed=0)))
-    found = [measure(setting, withheld, lost, methods=QUICK[:4])]
-    assert [row.method for row in rows_of(found)] == list(QUICK[:4])
+    found = [measure(setting, withheld, lost, methods=QUICK[:3])]
+    assert [row.method for row in rows_of(found)] == list(QUICK[:3])
     text = block({"commit": "c", "study": "s", "seeds": "0", "command": "x", "folds": found})
-    assert all(f"| {method} |" in text for method in QUICK[:4])
+    assert all(f"| {method} |" in text for method in QUICK[:3])
 
 
 def test_more_recall_at_a_lower_mean_is_no_help() -> None:
