@@ -111,9 +111,9 @@ def test_right_answers_are_never_strange_and_the_surest_are_in_the_last_bin() ->
 def test_a_site_counts_the_same_openly_and_for_a_private_release() -> None:
     log_probs, truth = answers(1, 60)
     data = a_site(log_probs, truth, [f"p{index % 20:02d}" for index in range(60)])
-    openly = confusion(Says(), data, TABLES)  # type: ignore[arg-type]
+    openly = confusion(Says(), data, TABLES)
     assert openly.shape == TABLES.shape == (1 + 2, N, N)  # 18 cells need two pages of 16
-    private = contributions(Says(), data, TABLES, n_most=3).sum(axis=0)  # type: ignore[arg-type]
+    private = contributions(Says(), data, TABLES, n_most=3).sum(axis=0)
     assert (private == openly.reshape(-1)).all()
     assert openly[0].sum() == 60
     assert (openly.reshape(-1)[TABLES.n_confusions :][: 3 * BINS] == counted(log_probs, truth, BINS)).all()
@@ -124,10 +124,10 @@ def test_no_patient_moves_the_release_by_more_than_its_sensitivity_and_some_reac
     log_probs, truth = answers(2, 300)
     data = a_site(log_probs, truth, [f"p{index % 40:02d}" for index in range(300)])
     assert TABLES.per_recording == 3
-    rows = contributions(Says(), data, TABLES, n_most=5).astype(np.float64)  # type: ignore[arg-type]
+    rows = contributions(Says(), data, TABLES, n_most=5).astype(np.float64)
     assert np.linalg.norm(rows, axis=1).max() <= counts_norm(5, 3)
     same = a_site(np.repeat(log_probs[:1], 5, axis=0), np.repeat(truth[:1], 5), ["a"] * 5)
-    (row,) = contributions(Says(), same, TABLES, n_most=5).astype(np.float64)  # type: ignore[arg-type]
+    (row,) = contributions(Says(), same, TABLES, n_most=5).astype(np.float64)
     assert np.linalg.norm(row) == pytest.approx(5 * math.sqrt(3))
     assert np.linalg.norm(row) > counts_norm(5, 2)  # the twin: as if calibration were for nothing
 

@@ -26,7 +26,7 @@ def voices() -> list[Waveform]:
         return [
             say(
                 "The kettle | stands on the table",
-                draw_voice(1, f"s{number}", language="en-us", sex=sex, age=40),
+                draw_voice(1, f"s{number}", language="en-us", sex=sex, age=40),  # type: ignore[arg-type]
                 emotion,
                 synthesiser=synthesiser,
             )

@@ -25,11 +25,14 @@ from sottovoce.common.feature_specs import (
 from sottovoce.common.features import width
 from sottovoce.common.model_specs import Attention, Linear, Lstm
 from sottovoce.common.streams import stream
+from sottovoce.common.summarise import summarise
 from sottovoce.server.report import explanation as shown
+from sottovoce.server.report.page import Run, render
 from sottovoce.simulations import attributions
 from sottovoce.simulations.attention import attention_of, curve
 from sottovoce.simulations.attributions import integrated_gradients
 from sottovoce.simulations.importance import Heard, alone, counts_of, lost, shuffled, shuffled_counts
+from tests.fakes.runs import FakeRun, predictions_of, study_of, study_text
 
 EXPLANATION = Explanation(
     format=1,
@@ -72,7 +75,7 @@ def test_attributions_of_a_linear_model_of_two_classes_agree_with_its_weights() 
     rows, start = torch.randn(5, 6, generator=torch.Generator().manual_seed(2)), torch.zeros(6)
     batch = Batch(inputs={"pooled": rows}, lengths={}, labels=torch.tensor([0, 1, 0, 1, 1]))
     found = integrated_gradients(model, batch, {"pooled": start}, steps=64)["pooled"]
-    weight = model.head.weight.detach()
+    weight = model.get_parameter("head.weight").detach()
     slope = torch.where(batch.labels[:, None] == 0, weight[0] - weight[1], weight[1] - weight[0])
     exact = rows * slope  # times one number for each row: the slope of log sigmoid, averaged along the path
     ratio = found / exact
@@ -82,7 +85,7 @@ def test_attributions_of_a_linear_model_of_two_classes_agree_with_its_weights() 
     assert torch.allclose(found.sum(dim=1), gained, atol=1e-4)
 
 
-NETWORKS = {
+NETWORKS: dict[str, Lstm | Attention] = {
     "lstm": Lstm(kind="lstm", stream="frames", hidden=4),
     "attention": Attention(kind="attention", stream="frames", width=8, heads=2, layers=1),
 }
@@ -173,8 +176,8 @@ def test_attention_maps_are_what_the_network_computed_with_and_change_no_answer(
         Lstm(kind="lstm", stream="frames", hidden=4, stride=2), {"frames": 5}, 3, seed=1
     ).eval()
     batch = sequences(3)
-    pooled: list[torch.Tensor] = []
-    layer = model.encoder.pooling
+    pooled: list[tuple[torch.Tensor, torch.Tensor]] = []
+    layer = model.get_submodule("encoder.pooling")
     layer.register_forward_hook(lambda _, inputs, output: pooled.append((inputs[0], output)))
     before = model(batch.inputs, batch.lengths)
     found = attention_of(model, batch.inputs, batch.lengths)
@@ -271,3 +274,27 @@ def test_an_explanation_is_told_in_everyday_words() -> None:
     assert shown.moments(EXPLANATION.moments) == [("sad", [20, 7, 0])]
     bare = dataclasses.replace(EXPLANATION.importance[0], low=None)
     assert shown.span(bare) == "no interval: one speaker"
+
+
+def test_the_report_shows_it_and_names_stay_names() -> None:
+    run = FakeRun(repetitions=1, seeds=(0,), skill=(("federated", 2.0),))
+    figures = dataclasses.replace(EXPLANATION, attention=EXPLANATION.moments)
+    bare = Run(
+        study=study_of(run),
+        study_text=study_text(run),
+        summary=summarise(predictions_of(run), study_of(run)),
+        facts=None,
+        rounds=None,
+    )
+    page = render(dataclasses.replace(bare, explanation=figures))
+    for claim in (
+        "how loud the voice is (+0.60)",
+        "+8.0 to +16.0",
+        "12.1",
+        "&lt;b&gt;sad",
+        "75.0",
+        "attended to",
+    ):
+        assert claim in page, claim
+    assert "<b>sad" not in page
+    assert "Nobody has asked" in render(bare)

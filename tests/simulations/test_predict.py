@@ -60,7 +60,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for number in range(2):
         spoken = say("The kettle stands on the table", voice, "angry", take=number)
         assert spoken.sample_rate_hz == RATE_HZ
-        sounds[f"voice{number}"] = spoken.samples
+        sounds[f"voice{number}"] = spoken.samples.astype(np.float64)
     for name, samples in sounds.items():
         soundfile.write(folder / f"{name}.wav", samples, RATE_HZ, subtype="PCM_16")
     (folder / "broken.wav").write_bytes(b"RIFF1234WAVEjunk")
