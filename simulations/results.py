@@ -14,9 +14,11 @@ Guarantees:
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sottovoce.common import predictions
+from sottovoce.common.predictions import Prediction
 from sottovoce.common.run_files import read_run
 from sottovoce.common.study import load, loads
 from sottovoce.common.summarise import summarise
@@ -25,11 +27,12 @@ from sottovoce.common.summary import read as read_summary
 from sottovoce.simulations import results_page as blocks
 from sottovoce.simulations import skew
 from sottovoce.simulations.pages import ROOT, SCENARIOS, commit, made
-from sottovoce.simulations.results_page import Scored
+from sottovoce.simulations.results_page import FEDERATED, POOLED, Scored
 from sottovoce.simulations.results_private import PrivateRow, private_block, private_rows
 from sottovoce.simulations.results_studies import COLUMNS, Column, Setting, study_text
 from sottovoce.simulations.run_folder import write_text
 from sottovoce.simulations.search import Found, search_all
+from sottovoce.simulations.utility import with_values
 
 CLASSICAL = "results-classical"
 
@@ -45,30 +48,37 @@ def groups_of(found: Found) -> dict[Setting, tuple[int, ...]]:
 def run_column(
     column: Column, found: Found, ravdess: Path, n_seeds: int, runs: Path, workers: int
 ) -> list[Path]:
-    """Makes a column's runs: one study for each setting that was chosen, with the folds that chose it."""
-    return [
-        made(
-            study_text(column, setting, folds=folds, n_seeds=n_seeds),
-            runs / f"{column.scenario}-folds-{''.join(map(str, folds))}-{n_seeds}-seeds",
-            data={"ravdess": ravdess},
-            workers=workers,
-            twins=True,
-        )
-        for setting, folds in groups_of(found).items()
-    ]
+    """Makes a column's runs: for each setting that was chosen, with the folds that chose it, federated and pooled.
+
+    Pooled is the same study with one site that has everybody, and its arm is called `central` from here on.
+    """
+    paths = []
+    for setting, folds in groups_of(found).items():
+        text = study_text(column, setting, folds=folds, n_seeds=n_seeds)
+        name = f"{column.scenario}-folds-{''.join(map(str, folds))}-{n_seeds}-seeds"
+        for kind, own in ((FEDERATED, text), (POOLED, with_values(text, {"n_sites": 1}))):
+            paths.append(made(own, runs / f"{name}-{kind}", data={"ravdess": ravdess}, workers=workers))
+    return paths
 
 
 def merged(paths: Sequence[Path]) -> Summary:
-    """Returns the summary of runs that are parts of one: the same study but for folds and setting."""
-    study = load(paths[0] / "study.toml")
-    n_classes = len(study.labels.classes)
-    rows = [
-        row for path in paths for row in predictions.read(path / "predictions.jsonl", n_classes=n_classes)
-    ]
+    """Returns the summary of runs that are parts of one: the same study but for folds, setting and pooling."""
+    rows = [row for path in paths for row in rows_of(path)]
+    homes = {row.utterance: row.site for row in rows if row.arm != POOLED}
     folds = sorted({fold for path in paths for fold in load(path / "study.toml").evaluation.only_folds or ()})
+    first = load(paths[0] / "study.toml").evaluation.only_folds or ()
     text = (paths[0] / "study.toml").read_text(encoding="utf-8")
-    whole = text.replace(f"only_folds = {list(study.evaluation.only_folds or ())}", f"only_folds = {folds}")
-    return summarise(rows, loads(whole))
+    whole = text.replace(f"only_folds = {list(first)}", f"only_folds = {folds}")
+    return summarise([replace(row, site=homes.get(row.utterance, row.site)) for row in rows], loads(whole))
+
+
+def rows_of(run: Path) -> list[Prediction]:
+    """Returns a run's predictions; those of a federation of one site are of the arm `central`."""
+    study = load(run / "study.toml")
+    rows = predictions.read(run / "predictions.jsonl", n_classes=len(study.labels.classes))
+    if study.federation.n_sites > 1:
+        return rows
+    return [replace(row, arm=POOLED) if row.arm == FEDERATED else row for row in rows]
 
 
 def page(
@@ -198,8 +208,7 @@ def make(ravdess: Path, runs: Path, n_seeds: int, workers: int, command: str) ->
     classical = {
         "statistics": _classical(ravdess, runs, workers),
     }
-    enrolled = [path for path in paths if path.name.startswith("results-enrolment")]
-    private = private_rows(ravdess, runs, enrolled, n_seeds, workers)
+    private = private_rows(ravdess, runs, n_seeds, workers)
     return page(
         scored,
         paths,
@@ -231,7 +240,7 @@ def _augmentations(runs: Path) -> str:
         return place.read_text(encoding="utf-8")
     return (
         "## A site that lost 90 % of one emotion\n\nNot made in this run: "
-        f"`python -m sottovoce.simulations.augmentations --ravdess DIR --out runs/results/augmentations`."
+        "`python -m sottovoce.simulations.augmentations --ravdess DIR --out runs/results/augmentations`."
     )
 
 

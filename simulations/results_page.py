@@ -146,14 +146,17 @@ def how_sure(scored: Sequence[Scored]) -> str:
                 rows.append((one.column.title, name, *_sure_cells(figures)))
     head = (
         "column", "arm", "ECE before, %", "ECE, %", "at most 5", "right among the surest 70 %, %", "at least 85",
-        "sets of 90 %: hold the truth, %", "contains 90", "emotions a set",
+        "sets of 90 %: hold the truth, %", "contains 90", "emotions a set", "sets by speaker: hold the truth, %",
     )  # fmt: skip
     return table(head, rows)
 
 
 def _sure_cells(figures: Calibration) -> tuple[str, ...]:
     at = next(one.accuracy for one in figures.coverages if abs(one.coverage - SURE_SHARE) < 1e-9)
-    sets = next(one for one in figures.sets if one.score == "least_ambiguous" and one.units == "speakers")
+    sets, by_speaker = (
+        next(one for one in figures.sets if one.score == "least_ambiguous" and one.units == units)
+        for units in ("recordings", "speakers")
+    )
     held = sets.coverage
     contains = held.low is not None and held.high is not None and held.low <= SET_LEVEL <= held.high
     return (
@@ -165,6 +168,7 @@ def _sure_cells(figures: Calibration) -> tuple[str, ...]:
         estimate(held),
         _met(contains),
         f"{sets.mean_size:.2f}",
+        estimate(by_speaker.coverage),
     )
 
 

@@ -28,12 +28,12 @@ from sottovoce.common.privacy import accountant, plan
 from sottovoce.common.privacy.accountant import Event
 from sottovoce.common.progress import show_progress
 from sottovoce.common.run_files import read_run
-from sottovoce.common.study import Study, loads
-from sottovoce.common.summary import Arm, Estimate
+from sottovoce.common.study import Study, load, loads
+from sottovoce.common.summary import Estimate
 from sottovoce.common.summary import read as read_summary
 from sottovoce.server.pretrain import Plan, pretrain, signing_key
 from sottovoce.simulations.cells import FEDERATED
-from sottovoce.simulations.pages import SCENARIOS, estimate, made, points, table
+from sottovoce.simulations.pages import SCENARIOS, estimate, made, percent, points, table
 from sottovoce.simulations.prepare import synthesize_into
 from sottovoce.simulations.public_figures import CORPUS
 from sottovoce.simulations.skew import Difference, arm, difference
@@ -85,41 +85,45 @@ CASES = (
 
 @dataclass(frozen=True, kw_only=True)
 class PrivateRow:
-    """A finished private study; `loss` is its UAR less the pooled one without privacy, where the bar is a loss."""
+    """A finished private study; `loss` is its UAR less that of the same study without privacy."""
 
     case: Case
     study: Study
     uar: Estimate
-    loss: Difference | None
+    without: Estimate
+    loss: Difference
     stamp: str
 
 
-def private_rows(
-    ravdess: Path, runs: Path, enrolled: Sequence[Path], n_seeds: int, workers: int
-) -> list[PrivateRow]:
-    """Makes the private runs. `enrolled` are the runs of the enrolment column, which have no privacy."""
+def private_rows(ravdess: Path, runs: Path, n_seeds: int, workers: int) -> list[PrivateRow]:
+    """Makes the private runs, and for each unit the same study without privacy."""
     rows = []
     for case in CASES:
-        way = WAYS[case.unit]
+        way, folder = WAYS[case.unit], runs / f"public-{case.unit}"
         base = (SCENARIOS / f"{way.scenario}.toml").read_text(encoding="utf-8")
-        public = _public(base, way, runs / f"public-{case.unit}", workers)
-        text = study_text(case, base, public, n_seeds)
-        with looking_in(runs / f"public-{case.unit}"):
-            run = made(
-                text, runs / f"{case.name}-{n_seeds}-seeds", data={"ravdess": ravdess}, workers=workers
+        public = _public(base, way, folder, workers)
+        with looking_in(folder):
+            ours, theirs = (
+                made(text, runs / f"{name}-{n_seeds}-seeds", data={"ravdess": ravdess}, workers=workers)
+                for name, text in (
+                    (case.name, study_text(case, base, public, n_seeds)),
+                    (f"private-{case.unit}-none", without_privacy(case, base, public, n_seeds)),
+                )
             )
-        rows.append(_row(case, run, loads(text), enrolled))
+        rows.append(_row(case, ours, theirs))
     return rows
 
 
-def _row(case: Case, run: Path, study: Study, enrolled: Sequence[Path]) -> PrivateRow:
-    found: Arm = read_summary(run / "metrics.json").arm(FEDERATED)
-    loss = None
-    if case.unit == "utterance":
-        n_classes = len(study.labels.classes)
-        loss = difference(arm([run], FEDERATED), arm(enrolled, "central"), n_classes)
+def _row(case: Case, ours: Path, theirs: Path) -> PrivateRow:
+    study = load(ours / "study.toml")
+    uars = [read_summary(run / "metrics.json").arm(FEDERATED).uar for run in (ours, theirs)]
     return PrivateRow(
-        case=case, study=study, uar=found.uar, loss=loss, stamp=read_run(run / "run.json").stamp
+        case=case,
+        study=study,
+        uar=uars[0],
+        without=uars[1],
+        loss=difference(arm([ours], FEDERATED), arm([theirs], FEDERATED), len(study.labels.classes)),
+        stamp=read_run(ours / "run.json").stamp,
     )
 
 
@@ -163,6 +167,14 @@ def study_text(case: Case, base: str, public: Initial, n_seeds: int) -> str:
     return text.replace('pooling = "statistics"', mapped, 1)
 
 
+def without_privacy(case: Case, base: str, public: Initial, n_seeds: int) -> str:
+    """Returns the same study in mode `none`: the same columns and normalisation, trained as long as it takes."""
+    text = study_text(case, base, public, n_seeds)
+    first, last = text.index("[privacy]"), text.index("[evaluation]")
+    plain = text[:first] + '[privacy]\nmode = "none"\n\n' + text[last:]
+    return with_values(plain, {"learning_rate": 0.02, "momentum": 0.0, "rounds": 30})
+
+
 def noise_of(case: Case, study: Study) -> float:
     """Returns the noise multiplier: for a patient by the study's own accounting, for a recording by a recording's."""
     spec = private(study)
@@ -186,7 +198,8 @@ def private_block(rows: Sequence[PrivateRow]) -> str:
             row.case.unit,
             f"{row.case.epsilon:g}",
             estimate(row.uar),
-            "" if row.loss is None else points(row.loss.value, row.loss.low, row.loss.high),
+            percent(row.without.value),
+            points(row.loss.value, row.loss.low, row.loss.high),
             _bar(row),
             f"{private(row.study).noise_multiplier:.2f}",
             str(WAYS[row.case.unit].columns),
@@ -208,7 +221,7 @@ def private_block(rows: Sequence[PrivateRow]) -> str:
 
 
 def _bar(row: PrivateRow) -> str:
-    value = row.uar.value if row.loss is None else row.loss.value
+    value = row.uar.value if row.case.unit == "patient" else row.loss.value
     met = "met" if value >= row.case.bar else "missed"
     return f"{100 * row.case.bar:g}: {met}"
 
@@ -218,5 +231,6 @@ One site with 19 or 20 patients to train on, softmax regression on a few columns
 noise: NOT PRIVATE here; epsilon is what the same study costs with secret noise. **patient**: add or remove one patient,
 delta 0.03 (`small_population`, weak), standardised by each patient's own recordings. **utterance**: add or remove one
 recording, delta 1e-5, standardised by four enrolment recordings that nobody trains on and that are NOT covered; a
-patient's own figure is far larger, and stands in the last column. Its loss is against the pooled enrolment column.
+patient's own figure is far larger, and stands in the last column. "Without privacy" is the same study on the same
+columns in mode `none`; what the reduction itself costs is what that lacks of the columns at the top.
 """

@@ -17,6 +17,7 @@ from sottovoce.simulations.results_page import Scored
 from sottovoce.simulations.results_private import CASES, WAYS, Case, noise_of, private_block
 from sottovoce.simulations.results_studies import COLUMNS
 from sottovoce.simulations.search import Choice, Found
+from sottovoce.simulations.skew import Difference
 from tests.fakes.runs import FakeRun, predictions_of, study_text, write_run
 
 RUN = FakeRun(
@@ -94,7 +95,23 @@ def test_a_private_row_says_whether_it_reaches_its_bar(tmp_path: Path) -> None:
     arm = read_summary(write_run(tmp_path, RUN) / "metrics.json").arm("federated")
     case = CASES[0]
     study = loads((SCENARIOS / f"{WAYS[case.unit].scenario}.toml").read_text(encoding="utf-8"))
-    row = results_private.PrivateRow(case=case, study=study, uar=arm.uar, loss=None, stamp="a stamp")
+    loss = Difference(value=-0.1, low=-0.2, high=-0.05)
+    row = results_private.PrivateRow(
+        case=case, study=study, uar=arm.uar, without=arm.uar, loss=loss, stamp="a stamp"
+    )
     poor = replace(row, uar=replace(arm.uar, value=0.1))
     assert "44: met" in private_block([row])
     assert "44: missed" in private_block([poor])
+    recordings = replace(row, case=CASES[3])
+    assert "-1.5: missed" in private_block([recordings])
+
+
+def test_a_federation_of_one_site_is_the_pooled_arm_at_the_sites_of_the_federated_one(tmp_path: Path) -> None:
+    federated = replace(RUN, skill=(("federated", 2.0),))
+    for name, run in (("a", federated), ("b", replace(federated, n_sites=1))):
+        write_run(tmp_path / name, run)
+        text = study_text(run) + "only_folds = [0, 1, 2, 3, 4]\n" + GROUPS
+        (tmp_path / name / "study.toml").write_text(text)
+    summary = merged([tmp_path / "a", tmp_path / "b"])
+    assert [arm.name for arm in summary.arms] == ["federated", "central"]
+    assert len(summary.arm("central").sites) == RUN.n_sites
