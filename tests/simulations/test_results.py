@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sottovoce.common import predictions
+from sottovoce.common.privacy import accountant, plan
 from sottovoce.common.run_files import read_run
 from sottovoce.common.study import loads
 from sottovoce.common.summarise import summarise
@@ -18,6 +19,7 @@ from sottovoce.simulations.results_private import CASES, WAYS, Case, noise_of, p
 from sottovoce.simulations.results_studies import COLUMNS
 from sottovoce.simulations.search import Choice, Found
 from sottovoce.simulations.skew import Difference
+from sottovoce.simulations.utility import private
 from tests.fakes.runs import FakeRun, predictions_of, study_text, write_run
 
 RUN = FakeRun(
@@ -81,14 +83,14 @@ def test_every_figure_of_the_page_is_one_of_the_runs(tmp_path: Path) -> None:
 def test_a_private_row_costs_at_most_the_epsilon_it_is_named_after(case: Case) -> None:
     study = loads((SCENARIOS / f"{WAYS[case.unit].scenario}.toml").read_text(encoding="utf-8"))
     noise = noise_of(case, study)
-    spec = replace(results_private.private(study), noise_multiplier=noise)
+    spec = replace(private(study), noise_multiplier=noise)
     steps = spec.steps_in(study.federation.rounds)
     if case.unit == "patient":
-        event, delta = results_private.plan.training_event(spec, steps), spec.delta
+        event, delta = plan.training_event(spec, steps), spec.delta
     else:
         event = results_private.record_event(replace(study, privacy=spec))
         delta = results_private.RECORD_DELTA
-    assert 0.97 * case.epsilon < results_private.accountant.epsilon([event], delta) <= case.epsilon
+    assert 0.97 * case.epsilon < accountant.epsilon([event], delta) <= case.epsilon
 
 
 def test_a_private_row_says_whether_it_reaches_its_bar(tmp_path: Path) -> None:
