@@ -20,11 +20,17 @@ where the model knows nothing. A temperature divides them; with it the confidenc
 answer. It is the softmax's own temperature where the other emotions are equally likely.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from sottovoce.common import calibration
 from sottovoce.common.calibration import Counts, Floats
 from sottovoce.common.conformal import LEVEL, class_scores
+from sottovoce.common.fairness_of_runs import released
+from sottovoce.common.privacy_specs import LocalPrivacy, NoPrivacy
+from sottovoce.common.run_files import RoundFacts
+from sottovoce.common.study import Study
 from sottovoce.common.summary import CalibrationError, CountedCalibration
 
 SUREST = 8.0  # odds beyond e^8 are one bin: 99.8 % with 8 classes
@@ -165,3 +171,19 @@ def _threshold(strange: Floats, deviation: float, per_patient: int, level: float
         if missing + surely * deviation * np.sqrt(variance) <= 0.0:
             return float(edge)
     return None
+
+
+def of_rounds(rounds: Sequence[RoundFacts], study: Study) -> CountedCalibration | None:
+    """Returns what the last released counts of a run say of calibration; None where there are none."""
+    tables, counted = study.tables, released(rounds, study)
+    if counted is None or not tables.confidence_bins:
+        return None
+    # Without privacy every recording counts: as many of each patient as the usual private study would.
+    spec = LocalPrivacy if isinstance(study.privacy, NoPrivacy) else study.privacy
+    return of_counts(
+        np.array(counted.tables, np.int64).reshape(-1)[tables.n_confusions :],
+        n_bins=tables.confidence_bins,
+        n_classes=tables.n_classes,
+        deviation=counted.deviation,
+        per_patient=spec.counts_utterances,
+    )

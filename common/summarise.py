@@ -23,14 +23,13 @@ from sottovoce.common.errors import RunError
 from sottovoce.common.fairness_figures import Fairness
 from sottovoce.common.metrics import Counts, Floats
 from sottovoce.common.predictions import Prediction
-from sottovoce.common.privacy_specs import NOT_PRIVATE, LocalPrivacy, NoPrivacy
+from sottovoce.common.privacy_specs import NOT_PRIVATE
 from sottovoce.common.run_files import RoundFacts
 from sottovoce.common.study import NamedFolds, Normalisation, Study
 from sottovoce.common.summary import (
     Arm,
     CellFigures,
     ClassFigures,
-    CountedCalibration,
     Difference,
     Estimate,
     GroupFigures,
@@ -104,7 +103,7 @@ def summarise(
         notes=tuple(_notes(study, honest)),
         leaks=Leaks(warning=WARNING, arms=leaking) if leaking else None,
         fairness=tuple(_fairness(rows, rounds, study, honest)),
-        counted_calibration=_counted_calibration(rounds, study),
+        counted_calibration=calibration_counts.of_rounds(rounds, study),
     )
 
 
@@ -403,22 +402,6 @@ def _enrolment(spec: Normalisation) -> str | None:
     if rule is None:
         return None
     return f"{rule.clips} recordings in a {' or '.join(rule.emotions)} voice"
-
-
-def _counted_calibration(rounds: Sequence[RoundFacts], study: Study) -> CountedCalibration | None:
-    """Returns what the released counts of calibration say; None where there are none."""
-    tables, counted = study.tables, fairness_of_runs.released(rounds, study)
-    if counted is None or not tables.confidence_bins:
-        return None
-    # Without privacy every recording counts: as many of each patient as the usual private study would.
-    spec = LocalPrivacy if isinstance(study.privacy, NoPrivacy) else study.privacy
-    return calibration_counts.of_counts(
-        np.array(counted.tables, np.int64).reshape(-1)[tables.n_confusions :],
-        n_bins=tables.confidence_bins,
-        n_classes=tables.n_classes,
-        deviation=counted.deviation,
-        per_patient=spec.counts_utterances,
-    )
 
 
 def _fairness(

@@ -22,9 +22,9 @@ from pathlib import Path
 
 from safetensors.numpy import save as to_bytes
 
+from sottovoce.common import calibration_counts, fairness_of_runs
 from sottovoce.common.config import as_plain
 from sottovoce.common.errors import RunError, SottovoceError
-from sottovoce.common.fairness_of_runs import of_rounds
 from sottovoce.common.federation_ledger import FederationLedger
 from sottovoce.common.files import lock_file, write_whole
 from sottovoce.common.flower import Grid
@@ -49,6 +49,7 @@ from sottovoce.common.study import Study
 from sottovoce.common.transfer import facts_of, in_words, start
 from sottovoce.common.weights import Weights
 from sottovoce.server.deployed_run import (
+    CALIBRATION,
     FAIRNESS,
     MODEL,
     MODEL_FACTS,
@@ -277,7 +278,7 @@ def _finish(
     write_whole(found.folder / MODEL_FACTS, json.dumps(signed, sort_keys=True).encode())
     # A crash between a checkpoint and its line has left one out, or half of one.
     write_whole(found.folder / ROUNDS, "".join(map(_line, outcome.rounds)).encode())
-    _keep_fairness(found)
+    _keep_figures(found)
     _keep_records(home, found)
     cell = CellFacts(
         seed=found.plan.seed, fold=found.plan.fold, arm="federated", weights_sha256=outcome.digest
@@ -286,16 +287,19 @@ def _finish(
     registry.publish(found.plan.name, model["sha256"], found.folder / MODEL, study=found.plan.study_digest)
 
 
-def _keep_fairness(found: DeployedRun) -> None:
-    """Writes what the released counts say of the study's groups; nothing where there are no groups or no counts."""
+def _keep_figures(found: DeployedRun) -> None:
+    """Writes what the released counts say of the study's groups and of calibration, where it asked and paid for any."""
     evaluation = found.study.evaluation
-    if evaluation.groups is None:
-        return
     study = replace(found.study, evaluation=replace(evaluation, seeds=(found.plan.seed,)))
-    figures = of_rounds(list(read_rounds(found.folder / ROUNDS)), study, evaluation.groups)
-    if figures is not None:
-        text = json.dumps(as_plain(figures), indent=1, sort_keys=True, allow_nan=False)
-        write_whole(found.folder / FAIRNESS, text.encode())
+    rounds = list(read_rounds(found.folder / ROUNDS))
+    figures = {
+        FAIRNESS: evaluation.groups and fairness_of_runs.of_rounds(rounds, study, evaluation.groups),
+        CALIBRATION: calibration_counts.of_rounds(rounds, study),
+    }
+    for name, said in figures.items():
+        if said is not None:
+            text = json.dumps(as_plain(said), indent=1, sort_keys=True, allow_nan=False)
+            write_whole(found.folder / name, text.encode())
 
 
 def _keep_records(home: CoordinatorHome, found: DeployedRun) -> None:

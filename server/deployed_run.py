@@ -30,6 +30,7 @@ from sottovoce.server.rounds import Cell
 PLAN, STATE, STUDY, ROSTER = "plan.json", "state.json", "study.toml", "roster.json"
 ROUNDS, MODEL, MODEL_FACTS = "rounds.jsonl", "model.safetensors", "model.json"
 FAIRNESS = "fairness.json"
+CALIBRATION = "calibration.json"
 STATE_LOCK = ".state"
 MAX_FILE_BYTES = 1_000_000
 ENDS = ("done", "failed", "stopped")

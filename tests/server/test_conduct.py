@@ -37,7 +37,12 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def consortium_of(folder: Path, federation: str = OPEN_SUMS) -> Consortium:
-    study = write_study(folder / "study.toml", n_sites=3, federation=federation, evaluation=GROUPS)
+    study = write_study(
+        folder / "study.toml",
+        n_sites=3,
+        federation=federation,
+        evaluation=f"{GROUPS}, calibration = {{ bins = 5 }}",
+    )
     return Consortium(folder, study)
 
 
@@ -101,8 +106,10 @@ def test_a_deployed_run_ends_in_the_bits_of_the_simulation(consortium: Consortiu
     assert counted is not None
     assert [group["group"] for group in said["groups"]] == ["sex female", "sex male"]
     assert [group["n_utterances"] for group in said["groups"]] == [
-        sum(map(sum, table)) for table in counted.tables[1:]
+        sum(map(sum, table)) for table in counted.tables[1:3]
     ]
+    sure = json.loads((consortium.run.folder / "calibration.json").read_bytes())
+    assert sure["n"] == sum(map(sum, counted.tables[0]))
 
 
 @pytest.mark.parametrize("messages", [0, 2, 4, 8])
