@@ -12,6 +12,7 @@ Guarantees:
   - What was left out is counted and named: labels without a class, recordings that cannot be decoded.
   - A study that says `on_bad_recording = "stop"` stops at the first such recording, with its name.
   - Utterance and speaker ids are unique over all corpora of a study.
+  - In a private mode nobody's recordings standardise another patient's, not even such as only enrol.
 """
 
 import os
@@ -24,8 +25,9 @@ from pathlib import Path
 from sottovoce.common.audio import printable
 from sottovoce.common.corpus import Corpus, Utterance, scan
 from sottovoce.common.dataset import Example, SiteData, normalise, stream_shapes
-from sottovoce.common.errors import AudioError, CorpusError
+from sottovoce.common.errors import AudioError, CorpusError, PrivacyError
 from sottovoce.common.feature_cache import Features, stream_features
+from sottovoce.common.privacy_specs import NoPrivacy
 from sottovoce.common.progress import Note, OnEvent, Step
 from sottovoce.common.run_files import Skipped
 from sottovoce.common.study import CorpusSpec, Enrolment, Study
@@ -99,7 +101,12 @@ def check_pinned(spec: CorpusSpec, corpus: Corpus) -> None:
 
 
 def recordings_of(study: Study, corpus: Corpus, on_event: OnEvent) -> Iterator[Recording]:
-    """Yields the recordings whose label is, or becomes, a class of the study; tells how many are left out."""
+    """Yields the recordings whose label is, or becomes, a class of the study; tells how many are left out.
+
+    Raises:
+        PrivacyError: two patients share a speaker id, where speakers are standardised and patients are protected.
+    """
+    _check_people(study, corpus)
     prefix = f"{corpus.name}:" if len(study.corpora) > 1 else ""
     left_out: Counter[str] = Counter()
     enrolling = _enrolling(study, corpus)
@@ -120,6 +127,18 @@ def recordings_of(study: Study, corpus: Corpus, on_event: OnEvent) -> Iterator[R
     if left_out:
         counts = ", ".join(f"{label} {count:,}" for label, count in sorted(left_out.items()))
         on_event(Note(text=f"{corpus.name}: left out, no class in this study: {counts}"))
+
+
+def _check_people(study: Study, corpus: Corpus) -> None:
+    """Here, of everything in the folder: a patient whose recordings only enrol is not among a site's examples later."""
+    if isinstance(study.privacy, NoPrivacy) or not study.normalisation.by_person:
+        return
+    people = {(item.speaker, item.patient) for item in corpus.utterances}
+    if len(people) > len({speaker for speaker, _ in people}):
+        raise PrivacyError(
+            f"{corpus.name}: expected each speaker to be one patient, because features are standardised by speaker; "
+            "two patients share a speaker id. Mend the manifest, or take another normalisation."
+        )
 
 
 def _enrolling(study: Study, corpus: Corpus) -> frozenset[str]:

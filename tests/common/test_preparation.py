@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from sottovoce.common.corpus import Corpus, Utterance
-from sottovoce.common.errors import StudyError
+from sottovoce.common.errors import PrivacyError, StudyError
 from sottovoce.common.preparation import NO_CLASS, Recording, recordings_of
+from sottovoce.common.privacy_specs import LocalPrivacy
 from sottovoce.common.progress import Event, Note, silent
 from sottovoce.common.study import Enrolment, Labels, Normalisation, Study, loads
 from sottovoce.simulations.study_new import EMBEDDED, study_text
@@ -98,3 +99,33 @@ def test_a_recording_that_enrols_has_no_class() -> None:
     item = corpus(("a", "calm", 1)).utterances[0]
     assert Recording(key="k", speaker="a", patient="a", label=NO_CLASS, utterance=item).enrols
     assert not Recording(key="k", speaker="a", patient="a", label=0, utterance=item).enrols
+
+
+def test_a_patient_who_only_enrols_another_one_is_refused_in_a_private_mode() -> None:
+    # Else nobody would pay for that patient: what enrols is not among the examples that later checks see.
+    clips = corpus(("a", "calm", 4), ("a", "sad", 4))
+    lent = replace(
+        clips,
+        utterances=tuple(
+            replace(item, patient="b" if item.label == "calm" else "a") for item in clips.utterances
+        ),
+    )
+    private = replace(
+        STUDY,
+        labels=Labels(classes=("angry", "sad")),
+        privacy=LocalPrivacy(
+            mode="local",
+            clip_norm=1.0,
+            noise_multiplier=1.0,
+            sampling_prob=0.1,
+            n_patients_public=100,
+            expected_patients=10,
+            steps_per_round=1,
+            delta=1e-5,
+        ),
+    )
+    assert len(list(recordings_of(private, clips, silent))) == 8
+    with pytest.raises(PrivacyError, match="two patients share a speaker id"):
+        list(recordings_of(private, lent, silent))
+    constants = replace(private, normalisation=Normalisation(scheme="constants"))
+    assert len(list(recordings_of(constants, lent, silent))) == 4
