@@ -5,8 +5,8 @@ The encoder's stream is reduced by a public map to few columns: principal ones o
 
 How the settings were chosen: on 60 other voices of the same generator (seed 2), 20 to train on and 40 to score, as
 many recordings each as RAVDESS has. Compared were 8 to 256 principal columns, whitened or not, 300 and 16 pooled
-statistics, clipping from 0.1 to 2, 20 to 120 steps, averaged iterates, and rates. From 8 to 16 columns came out alike,
-and the most of them were taken: directions of synthetic voices are not all that real ones have. A map by the voices'
+statistics, clipping from 0.1 to 2, 20 to 120 steps, averaged iterates, and rates. From 8 to 16 columns came out alike
+for patients, from 32 to 128 for recordings, and the most of them were taken: directions of synthetic voices are not all that real ones have. A map by the voices'
 labels came out better there and was not taken: it would have been judged on voices of the very generator whose labels
 it was fitted to.
 
@@ -72,7 +72,7 @@ class Way:
 
 WAYS: dict[Unit, Way] = {
     "patient": Way(scenario="results-private", columns=16, rate=0.75),
-    "utterance": Way(scenario="results-private-utterance", columns=64, rate=6.0),
+    "utterance": Way(scenario="results-private-utterance", columns=128, rate=4.0),
 }
 CASES = (
     *(
@@ -131,7 +131,7 @@ def _public(base: str, way: Way, folder: Path, workers: int) -> Initial:
     """Makes the signed file with the public map, or finds it."""
     from sottovoce.simulations.voices.corpus import corpus_digest
 
-    file = folder / "voices.initial.safetensors"
+    file = folder / f"voices-{way.columns}-columns.initial.safetensors"
     if file.exists():
         return load_initial(file)
     folder.mkdir(parents=True, exist_ok=True)
