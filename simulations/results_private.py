@@ -5,10 +5,10 @@ The encoder's stream is reduced by a public map to few columns: principal ones o
 
 How the settings were chosen: on 60 other voices of the same generator (seed 2), 20 to train on and 40 to score, as
 many recordings each as RAVDESS has. Compared were 8 to 256 principal columns, whitened or not, 300 and 16 pooled
-statistics, clipping from 0.1 to 2, 20 to 120 steps, averaged iterates, and rates. From 8 to 16 columns came out alike
-for patients, from 32 to 128 for recordings, and the most of them were taken: directions of synthetic voices are not all that real ones have. A map by the voices'
-labels came out better there and was not taken: it would have been judged on voices of the very generator whose labels
-it was fitted to.
+statistics, clipping from 0.1 to 2, 20 to 120 steps, averaged iterates, and rates.
+From 8 to 16 columns came out alike for patients, from 32 to 128 for recordings; the most of them were taken, since
+directions of synthetic voices are not all that real ones have. A map by the voices' labels came out better there and
+was not taken: it would have been judged on voices of the very generator whose labels it was fitted to.
 
 Guarantees:
   - No figure of RAVDESS decides a setting, a reduction or a rate.
