@@ -12,14 +12,14 @@ from sottovoce.common.generative.gan import GanSpec
 from sottovoce.common.generative.networks import GeneratorSpec
 from sottovoce.common.generative.patches import FRAMES, cut, train_patches
 from sottovoce.server.augment import Plan, rows_from
-from tests.fakes.sites import LINEAR, WIDTH, write_sites, write_study
+from tests.fakes.sites import LINEAR, ONE_STREAM, WIDTH, write_sites, write_study
 
 SHORT = GanSpec(generator=GeneratorSpec(noise=3, hidden=4), hidden=4, steps=3, batch_size=4)
 FRAMES_STREAM = '[{ name = "frames", parts = [{ kind = "log_mel", n_mels = 12 }] }]'
 
 
-def study(folder: Path, **more: str) -> studies.Study:
-    return studies.load(write_study(folder / "study.toml", n_sites=1, **({"model": LINEAR} | more)))
+def study(folder: Path, *, model: str = LINEAR, streams: str = ONE_STREAM) -> studies.Study:
+    return studies.load(write_study(folder / "study.toml", n_sites=1, model=model, streams=streams))
 
 
 def recordings(folder: Path, lengths: tuple[int, ...]) -> SiteData:

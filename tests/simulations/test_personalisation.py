@@ -14,6 +14,7 @@ from sottovoce.client import personalise
 from sottovoce.client.evaluate import mean_loss
 from sottovoce.client.personal import PersonalState
 from sottovoce.client.personalise import Round
+from sottovoce.client.train import train
 from sottovoce.common import models
 from sottovoce.common import study as studies
 from sottovoce.common.dataset import Example, SiteData, StreamShape
@@ -170,24 +171,22 @@ def test_ditto_takes_the_step_of_its_own_loss_and_the_pull_by_hand(tmp_path: Pat
     assert any(np.abs(steps[0][name] - own[name]).max() > 0.01 for name in sent)
 
 
-def test_fedrep_trains_the_head_on_the_body_that_came_and_then_the_body_alone(tmp_path: Path) -> None:
+def test_fedrep_trains_the_head_on_the_body_that_came_and_then_the_body_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, data, now, sent = small_round(tmp_path)
     weights, seen = ModelWeights(model), []
     weights.write(sent)
-    plain = personalise.train
 
     def spy(model: nn.Module, *arguments: Any, **settings: Any) -> Any:
         before = from_state_dict({name: t.clone() for name, t in model.state_dict().items()})
-        result = plain(model, *arguments, **settings)
+        result = train(model, *arguments, **settings)
         after = from_state_dict(model.state_dict())
         seen.append({name for name in after if np.any(after[name] != before[name])})
         return result
 
-    personalise.train = spy  # type: ignore[assignment]
-    try:
-        personalise.train_in_turn(model, data, FedRep(kind="fedrep", head_epochs=2), now)
-    finally:
-        personalise.train = plain  # type: ignore[assignment]
+    monkeypatch.setattr(personalise, "train", spy)
+    personalise.train_in_turn(model, data, FedRep(kind="fedrep", head_epochs=2), now)
     assert seen[0] == {"head.weight", "head.bias"}
     assert seen[1] == set(sent) - seen[0]
     assert all(parameter.requires_grad for parameter in model.parameters())

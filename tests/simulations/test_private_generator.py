@@ -16,6 +16,7 @@ from sottovoce.common.errors import StudyError
 from sottovoce.common.generative.networks import each_class
 from sottovoce.common.groups import Tables
 from sottovoce.common.model_specs import Linear
+from sottovoce.common.privacy_specs import LocalPrivacy
 from sottovoce.common.study import Execution, Study
 from sottovoce.common.weights import Layout, from_state_dict
 from sottovoce.server import strategies
@@ -35,7 +36,9 @@ DISCRIMINATOR = '{ kind = "discriminator", stream = "pooled", hidden = 5, per_cl
 MOMENTS = '{ kind = "moments", stream = "pooled", per_class = 4 }'
 STEP = '{ learning_rate = 0.5, optimiser = "sgd", steps_per_round = 1, batch_size = 64, loss = "%s" }'
 GAME = 'strategy = { kind = "adversarial", noise = 3, hidden = 6, fakes = 4 }'
-PRIVATE = LOCAL.replace("counts_noise_multiplier = 1.0, counts_utterances = 2 }", "cap = 8 }").replace("0.75", "1.0")
+PRIVATE = LOCAL.replace("counts_noise_multiplier = 1.0, counts_utterances = 2 }", "cap = 8 }").replace(
+    "0.75", "1.0"
+)
 CELL = Cell(seed=0, fold=-1, arm="federated")
 
 
@@ -177,8 +180,8 @@ def test_sums_by_class_are_those_of_the_sites(tmp_path: Path) -> None:
 
 def test_one_patient_moves_sums_by_class_by_one_clip_at_most(tmp_path: Path) -> None:
     study = studies.load(study_file(tmp_path, private=True, model=MOMENTS, federation=""))
-    spec = replace(study.privacy, sampling_prob=1.0, clip_norm=0.2)  # type: ignore[type-var]
-    study = replace(study, privacy=spec)  # type: ignore[arg-type]
+    assert isinstance(study.privacy, LocalPrivacy)
+    study = replace(study, privacy=replace(study.privacy, sampling_prob=1.0, clip_norm=0.2))
     data = SiteData.open(write_sites(tmp_path / "sites", 1)["site-1"])
     without = data.select(np.array([one != max(data.patients) for one in data.patients]))
     model = models.build(study.model, {"pooled": WIDTH}, 3, seed=0)

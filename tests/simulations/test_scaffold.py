@@ -1,6 +1,6 @@
 """Claims of SCAFFOLD: by hand, on a skewed split, and in every way in which its messages travel."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from sottovoce.server import strategies
 from sottovoce.server.exchange import Exchange
 from sottovoce.server.rounds import Cell, Outcome, run, run_alone
 from sottovoce.simulations import site_ledgers
-from sottovoce.simulations.engines import open_exchange
+from sottovoce.simulations.engines import CLIENT_APP, open_exchange
 from tests.fakes.federations import study_of
 from tests.fakes.sealed_rounds import SealedFederation
 from tests.fakes.secure_rounds import CELL as SEALED_CELL
@@ -65,7 +65,7 @@ class Place:
         engine: str = "inprocess",
         *,
         study: Study | None = None,
-        app: str | None = None,
+        app: str = CLIENT_APP,
         keep: bool = False,
     ) -> Outcome:
         """Runs the federation; `keep` writes checkpoints and goes on from one."""
@@ -83,7 +83,7 @@ class Place:
             ledgers=ledgers,
             secure=None if private or not chosen.sums_are_secure else self.home,
             states=self.states,
-            **({} if app is None else {"app": app}),
+            app=app,
         ) as exchange:
             if not chosen.sums_are_secure:
                 return self._go(exchange, chosen, keep)
@@ -149,13 +149,16 @@ def _round_by_hand(
     state: strategies.ServerState,
     own: Mapping[str, Mapping[str, np.ndarray]],
 ) -> tuple[strategies.ServerState, dict[str, dict[str, np.ndarray]]]:
-    gradients = {"a": lambda w: w - 1.0, "b": lambda w: 2.0 * (w + 3.0)}
+    gradients: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "a": lambda w: w - 1.0,
+        "b": lambda w: 2.0 * (w + 3.0),
+    }
     sent, shared = {"w": state.weights}, {"w": state.moments["control"]}
     after, updates = {}, []
     for site, gradient in gradients.items():
         w, drift = state.weights, at_site.correction(own[site], shared)["w"]
         for _ in range(2):
-            w = np.float32(w - np.float32(0.1) * (gradient(w) + drift))
+            w = np.asarray(w - np.float32(0.1) * (gradient(w) + drift), np.float32)
         after[site] = at_site.control_after(own[site], shared, sent=sent, trained={"w": w}, descent=0.2)
         updates.append(w - state.weights)
     return algorithm.apply(state, np.mean(updates, axis=0, dtype=np.float32)), after
@@ -200,7 +203,7 @@ def _evaluate(message: Message, context: Context) -> Message:
 def _train(message: Message, context: Context) -> Message:
     """Trains as ever, and keeps what it keeps; the answer of two sites in round 2 is lost on its way."""
     reply = client_app(message, context)
-    site, round = Path(str(context.node_config["site-folder"])).name, int(message.content["config"]["round"])  # type: ignore[arg-type,call-overload]
+    site, round = Path(str(context.node_config["site-folder"])).name, int(message.content["config"]["round"])  # type: ignore[arg-type]
     if round == 2 and site in ("site-1", "site-3") and (site, round) not in LOST:
         LOST.append((site, round))
         raise RuntimeError("lost")
@@ -273,9 +276,10 @@ def test_in_mode_local_the_control_is_of_released_numbers_alone(tmp_path: Path) 
     )
     outcome = place.run(keep=True)
     first, second = outcome.rounds
-    assert first.sites != second.sites
+    (a,), (b,) = first.sites, second.sites
+    assert a != b
     # A's control is -u_A/(K lr) and the shared one a quarter of it; B's is -c - u_B/(K lr).
-    of_a, of_b = (place.control(*record.sites, record.round) for record in outcome.rounds)
+    of_a, of_b = place.control(a, first.round), place.control(b, second.round)
     layout = Layout.of(place.weights)
     moved = layout.flatten(outcome.weights) - layout.flatten(place.weights)
     np.testing.assert_allclose(moved, -2 * RATE * (of_a + of_b + of_a / 4), atol=1e-5)
