@@ -188,6 +188,7 @@ PLAIN = '{ scheme = "constants" }'
             "'distributed' all",
         ),
     ],
+    ids=lambda value: value if value.isprintable() and len(value) < 40 else "study",
 )
 def test_what_cannot_be_together_is_refused(
     tmp_path: Path, old: str, new: str, more: str, expected: str
