@@ -8,8 +8,10 @@ Guarantees:
 import math
 from collections.abc import Iterator
 
+from sottovoce.common.generative_specs import is_generative
 from sottovoce.common.group_weights import moves
-from sottovoce.common.personal_specs import PersonalHead
+from sottovoce.common.personal_specs import Ditto, PersonalHead
+from sottovoce.common.privacy.of_study import not_of_a_recording
 from sottovoce.common.privacy.planning import NOT_COVERED
 from sottovoce.common.privacy.planning_distributed import quorum
 from sottovoce.common.privacy_specs import DistributedPrivacy, LocalPrivacy, NoPrivacy, rounded_up
@@ -69,6 +71,10 @@ def not_covered_of(study: Study) -> Iterator[str]:
             "enrolment: features are standardised by a few recordings of each speaker that are never trained on; a "
             "patient's figure covers them, a recording's takes them, and which they are, as given"
         )
+    if beyond := not_of_a_recording(study):
+        yield beyond
+    if isinstance(study.federation.personalisation, Ditto):
+        yield "this hospital's own model on its disk: it is trained without noise, and is sent to nobody"
     if named := sorted({part.kind for stream in study.streams for part in stream.encoders}):
         yield (
             f"the features in this hospital: what {' and '.join(named)} make of a recording names its speaker; "
@@ -88,9 +94,13 @@ def paragraph_of(study: Study, *, site: str, epsilon: float | None) -> str:
 def _what(study: Study, site: str) -> Iterator[str]:
     federation, classes = study.federation, study.labels.classes
     reference = f" ({study.purpose_reference})" if study.purpose_reference else ""
+    does = "tells {} from a voice"
+    if is_generative(study):
+        does = "makes up numbers like those measured from voices, for each of {}, with which others are then trained"
+    emotions = f"{len(classes)} emotions ({', '.join(classes)})"
     yield (
         f"In the study “{study.name}” (purpose: {study.purpose}{reference}) {federation.n_sites} hospitals train one "
-        f"program together that tells {len(classes)} emotions ({', '.join(classes)}) from a voice."
+        f"program together that {does.format(emotions)}."
     )
     yield (
         f"The recordings of {site}, what was said in them, and everything measured from a recording stay here; the "

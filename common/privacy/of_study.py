@@ -95,9 +95,30 @@ def tables(study: Study, *, target_epsilon: float | None = None) -> Iterator[tup
             from sottovoce.common.privacy import planning_distributed
 
             found = planning_distributed.tables(study, spec, target_epsilon=target_epsilon)
-    names = list(study.tables.names)
     for name, table in found:
-        yield name, {**table, "counted": names} if name == "study" else table
+        yield name, with_the_study(study, name, table)
+
+
+def with_the_study(study: Study, name: str, table: Any) -> Any:
+    """Returns a table of a plan with what does not follow from `[privacy]` alone."""
+    beyond = not_of_a_recording(study)
+    if name == "study":
+        return {**table, "counted": list(study.tables.names)}
+    if name == "promise" and beyond:
+        return {**table, "not_covered": f"{table['not_covered']}; {beyond}"}
+    return table
+
+
+def not_of_a_recording(study: Study) -> str:
+    """Returns what the figure for one recording is not about, where a study draws recordings; else nothing."""
+    draws = isinstance(study.privacy, LocalPrivacy) and study.privacy.unit == "utterance"
+    if not draws or not study.normalisation.by_person:
+        return ""
+    by = "a few recordings of the speaker" if study.normalisation.enrols else "all of a speaker's recordings"
+    return (
+        f"in the figure for one recording: what it does to the same speaker's others, since features are standardised "
+        f"by {by} (the figure for a patient has that in it)"
+    )
 
 
 def distributed_events(study: Study, spec: DistributedPrivacy) -> list[DistributedEvent]:

@@ -25,6 +25,9 @@ from sottovoce.common.ledger.reading import read_ledger, readable_entries
 from sottovoce.common.ledger.state import fold
 from sottovoce.common.ledger.terms import policy_from
 from sottovoce.common.model_size import n_parameters_of, widths_of
+from sottovoce.common.model_specs import Moments
+from sottovoce.common.personal_specs import Ditto
+from sottovoce.common.privacy import of_study
 from sottovoce.common.privacy.budget import PldAccountant
 from sottovoce.common.privacy_specs import DistributedPrivacy, LocalPrivacy
 from sottovoce.common.provenance import code_sha256
@@ -284,6 +287,43 @@ def test_what_no_figure_covers_is_said_for_every_study(tmp_path: Path) -> None:
         assert ("enrolment" in said) == says
         assert "clinician" in said
         assert "time of a reply" in said
+
+
+def test_a_figure_for_one_recording_is_not_said_to_cover_what_it_does_to_others(tmp_path: Path) -> None:
+    study = plain_study("local", tmp_path)
+    assert isinstance(study.privacy, LocalPrivacy)
+    privacy = replace(study.privacy, unit="utterance", utterances_per_patient=2, noise_multiplier=16.0)
+    for scheme, unit, says in (
+        ("enrolment", "utterance", "by a few recordings of the speaker"),
+        ("speaker", "utterance", "by all of a speaker's recordings"),
+        ("speaker", "patient", ""),
+        ("constants", "utterance", ""),
+    ):
+        changed = replace(
+            study,
+            normalisation=replace(study.normalisation, scheme=scheme),  # type: ignore[arg-type]
+            privacy=replace(privacy, unit=unit),  # type: ignore[arg-type]
+        )
+        said = [text for text in not_covered_of(changed) if "figure for one recording" in text]
+        assert bool(said) is bool(says)
+        assert says in " ".join(said)
+        plan = of_study.with_the_study(changed, "promise", {"not_covered": "other voices"})["not_covered"]
+        assert plan == "; ".join(["other voices", *said])
+
+
+def test_whoever_approves_a_study_that_makes_rows_is_not_told_of_a_classifier(tmp_path: Path) -> None:
+    study = plain_study("local", tmp_path)
+    sums = replace(study, model=Moments(kind="moments", stream="pooled"))
+    assert "makes up numbers like those measured from voices" in paragraph_of(sums, site="A", epsilon=1.0)
+    assert "tells 3 emotions" in paragraph_of(study, site="A", epsilon=1.0)
+
+
+def test_a_model_of_ones_own_without_noise_is_said_to_lie_here(tmp_path: Path) -> None:
+    study = plain_study("local", tmp_path)
+    own = replace(study, federation=replace(study.federation, personalisation=Ditto(kind="ditto")))
+    assert [text for text in not_covered_of(own) if text not in list(not_covered_of(study))] == [
+        "this hospital's own model on its disk: it is trained without noise, and is sent to nobody"
+    ]
 
 
 def test_a_study_of_encoders_says_that_its_features_name_the_speaker(tmp_path: Path) -> None:
