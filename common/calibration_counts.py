@@ -116,7 +116,7 @@ def of_counts(
     if n <= READABLE * deviation * np.sqrt(2 * n_bins) or n <= 0:
         return CountedCalibration(n=max(n, 0.0), deviation=deviation, level=level)
     width = SUREST / n_bins
-    middle = (np.arange(n_bins) + 0.5) * width
+    middle = np.asarray((np.arange(n_bins) + 0.5) * width, np.float64)
     temperature = _temperature(answers, deviation, middle, n_classes)
     score = _threshold(strange, deviation, per_patient, level)
     return CountedCalibration(

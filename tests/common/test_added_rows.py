@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sottovoce.common import pretrained
+from sottovoce.common import generative_specs, pretrained
 from sottovoce.common import study as studies
 from sottovoce.common.dataset import SiteData
 from sottovoce.common.errors import WeightsError
@@ -46,7 +46,7 @@ def test_made_rows_follow_a_sites_own_and_are_nobodys(tmp_path: Path) -> None:
 
 
 def test_rarer_classes_are_filled_up_to_the_commonest_and_no_further() -> None:
-    spec = studies.SyntheticRows(sha256="a" * 64, per_class=4, fill="rarer")
+    spec = generative_specs.SyntheticRows(sha256="a" * 64, per_class=4, fill="rarer")
     chosen = chosen_rows(np.array([0, 0, 0, 1]), made(), spec)
     assert made().labels[chosen].tolist() == [1, 1, 2, 2, 2]
 

@@ -290,7 +290,7 @@ def test_only_what_enrols_a_speaker_moves_the_speakers_features(tmp_path: Path) 
         data = normalise(
             site(tmp_path / name, [enrolling(0), example(1), *others]), ENROLMENT, tmp_path / f"{name} done"
         )
-        return data.pooled("stats")[0]
+        return np.asarray(data.pooled("stats")[0])
 
     alone = features("one", [])
     assert np.array_equal(alone, features("two", [example(7), example(8, "b"), enrolling(9, "b")]))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -50,7 +51,8 @@ BY_HAND = with_all([[8, 2], [4, 6]], [[5, 5], [1, 19]])
 def test_figures_are_those_of_a_hand() -> None:
     found = released(BY_HAND)
     female, male = found.groups
-    assert (female.uar, male.uar) == (pytest.approx(0.7), pytest.approx((0.5 + 0.95) / 2))
+    assert female.uar == pytest.approx(0.7)
+    assert male.uar == pytest.approx((0.5 + 0.95) / 2)
     all_uar = (13 / 20 + 25 / 30) / 2
     assert female.minus_all is not None
     assert female.minus_all.value == pytest.approx(0.7 - all_uar)
@@ -60,7 +62,8 @@ def test_figures_are_those_of_a_hand() -> None:
     assert female.classes[1].precision.value == pytest.approx(6 / 8 - 25 / 32)
     (sex,) = found.attributes
     assert sex.uar is not None
-    assert (sex.uar.more, sex.uar.gap.value) == ("sex male", pytest.approx(0.025))
+    assert sex.uar.more == "sex male"
+    assert sex.uar.gap.value == pytest.approx(0.025)
     happy = sex.classes[0]
     assert happy.demographic_parity is not None
     assert happy.equal_opportunity is not None
@@ -110,9 +113,10 @@ def _table(random: np.random.Generator, recalls: tuple[float, ...], n: int) -> A
     return np.array([random.multinomial(n, row) for row in chances])
 
 
-def _noised(random: np.random.Generator, female: Array, male: Array, deviation: float) -> Array:
+def _noised(random: np.random.Generator, tables: Sequence[Array], deviation: float) -> Array:
+    female, male = tables
     exact = np.stack([female + male, female, male])
-    return exact + np.rint(deviation * random.standard_normal(exact.shape)).astype(np.int64)
+    return np.asarray(exact + np.rint(deviation * random.standard_normal(exact.shape)), np.int64)
 
 
 @pytest.mark.parametrize("deviation", [0.0, 4.0])
@@ -122,7 +126,7 @@ def test_a_fair_model_is_not_flagged_and_its_unfair_twin_is(deviation: float) ->
     flagged = []
     for of_men in (fair, unfair):
         tables = [_table(random, of, 300) for of in (fair, of_men)]
-        flagged.append(released(_noised(random, *tables, deviation), deviation, classes=names))
+        flagged.append(released(_noised(random, tables, deviation), deviation, classes=names))
     assert flagged[0].n_flagged == 0
     assert flagged[1].n_flagged > 0
     gaps = [group.minus_all for group in flagged[1].groups]
@@ -147,7 +151,7 @@ def _covered(deviation: float, told: float, seed: int) -> float:
     hits = 0
     for _ in range(30):
         tables = [_table(random, of, 120) for of in recalls]
-        gap = released(_noised(random, *tables, deviation), told).groups[0].minus_all
+        gap = released(_noised(random, tables, deviation), told).groups[0].minus_all
         assert gap is not None
         assert gap.low is not None
         assert gap.high is not None

@@ -54,7 +54,7 @@ def counts(female: float, male: float) -> Counted:
         [[int(100 * right), int(100 - 100 * right)], [int(100 - 100 * right), int(100 * right)]]
         for right in (female, male)
     ]
-    both = np.add(*tables).tolist()
+    both = np.sum(tables, axis=0).tolist()
     return Counted(deviation=0.0, tables=tuple(tuple(map(tuple, table)) for table in (both, *tables)))
 
 
@@ -192,7 +192,9 @@ def test_in_a_federation_weights_are_steered_by_who_is_trained_on_and_the_withhe
     )
     assert trained_on.tolist() != withheld.tolist()
     assert (trained_on + withheld).tolist() == everybody.tolist()
-    assert withheld.sum() == np.sum(plain.rounds[-1].confusion)
+    confusion = plain.rounds[-1].confusion
+    assert confusion is not None
+    assert withheld.sum() == np.sum(confusion)
     counted = [record.counted for record in robust.rounds[:4] if record.counted is not None]
     assert len(set(gw.weights_after(study, counted))) == 2  # they moved
     assert robust.rounds[0].update_norm == plain.rounds[0].update_norm  # at first all weigh alike

@@ -13,6 +13,7 @@ from sottovoce.common.errors import SottovoceError
 from sottovoce.common.predictions import Prediction
 from sottovoce.common.study import DirichletLabels, loads
 from sottovoce.simulations import skew
+from sottovoce.simulations.cells import FEDERATED
 from sottovoce.simulations.pages import SCENARIOS
 
 BASE = (SCENARIOS / "skew.toml").read_text()
@@ -50,7 +51,7 @@ def write_runs(folder: Path, right: dict[str, int], pooled: int, n_seeds: int = 
             run = folder / f"{name}-seed{seed}"
             run.mkdir()
             (run / "study.toml").write_text(skew.study_text(BASE, skew.STRATEGIES[name], seed))
-            rows = answers(skew.FEDERATED, seed, n_right)
+            rows = answers(FEDERATED, seed, n_right)
             rows += answers(skew.POOLED, seed, pooled) if name == skew.BASE else []
             predictions.write(run / "predictions.jsonl", rows)
             runs.setdefault(name, []).append(run)

@@ -78,7 +78,9 @@ def test_t06_delta_cannot_be_picked_to_flatter() -> None:
 def test_t09_no_statistic_of_the_corpus_normalises_it() -> None:
     found: list[str] = []
     build(Normalisation, {"scheme": "corpus"}, "normalisation", found)
-    assert found == ["normalisation.scheme: expected one of constants, utterance, speaker, enrolment; came 'corpus'."]
+    assert found == [
+        "normalisation.scheme: expected one of constants, utterance, speaker, enrolment; came 'corpus'."
+    ]
 
 
 def test_t10_nobody_can_seed_the_noise_of_a_release() -> None:
