@@ -77,6 +77,12 @@ def _counts_mechanism(
         cap=spec.n_patients_public,
         n_parameters=n_cells,
     )
+    grid = 2.0 ** math.ceil(math.log2(finest))  # the next power of two that is no finer
+    if grid > 1.0:  # a recording would be rounded to nothing, and the sum be noise alone
+        raise PrivacyError(
+            "No grid that tells single recordings fits into 32 bits: expected fewer groups, a smaller "
+            "counts_utterances or a smaller n_patients_public."
+        )
     return _mechanism(
         spec,
         n_sites,
@@ -84,7 +90,7 @@ def _counts_mechanism(
         noise_multiplier=noise_multiplier,
         cap=spec.n_patients_public,
         n_parameters=n_cells,
-        grid=2.0 ** math.ceil(math.log2(finest)),  # the next power of two that is no finer
+        grid=grid,
     )
 
 
