@@ -148,8 +148,8 @@ def after_steps(values: np.ndarray, steps: Sequence[PrivateUpdate]) -> PrivateUp
 def events(spec: LocalPrivacy, rounds: int, *, n_counts: int = 0) -> list[Event]:
     """Returns what the ledger records for so many rounds and releases of evaluation counts.
 
-    Spare rounds are among them. A patient is withheld or trained on, so counts and updates never meet in one
-    run; they are added up all the same, because the budget is of all patients and of all runs.
+    Spare rounds are among them. Counts and updates are added up: the budget is of all patients and of all runs, and
+    where groups' weights move (`group_weights.py`) who is trained on is counted too.
     """
     return [training_event(spec, spec.steps_in(rounds)), *counts_events(spec, n_counts)]
 
