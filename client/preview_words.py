@@ -31,11 +31,14 @@ def learned_of(study: Study) -> Iterator[tuple[str, str]]:
     else:
         own = f"of this hospital nothing by itself: only sums of at least {least} hospitals, who is in them"
     yield COORDINATOR, f"{own}; {_worth(study)}"
+    is_scaffold = study.federation.strategy.kind == "scaffold"
     yield COORDINATOR, "that this hospital takes part, when it answers, and how long each answer took"
     if isinstance(spec, NoPrivacy) and study.sums_are_secure:
         yield (
             COORDINATOR,
-            "where a round is repeated with other hospitals lost, possibly a single update after all",
+            "where a round is repeated with other hospitals lost"
+            + (", or one of them told to start from another control" if is_scaffold else "")
+            + ", possibly a single update after all",
         )
     if study.evaluation.groups is not None and (isinstance(spec, NoPrivacy) or spec.counts_noise_multiplier):
         yield COORDINATOR, f"how well the model does for each group: {_group_names(study)}; {_worth(study)}"
@@ -74,7 +77,10 @@ def not_covered_of(study: Study) -> Iterator[str]:
     if beyond := not_of_a_recording(study):
         yield beyond
     if isinstance(study.federation.personalisation, Ditto):
-        yield "this hospital's own model on its disk: it is trained without noise, and is sent to nobody"
+        yield (
+            "this hospital's own model on its disk: it is trained without noise and sent to nobody, and what it "
+            "learned of a patient who withdraws stays in it until the study's folder in state/ is removed"
+        )
     if named := sorted({part.kind for stream in study.streams for part in stream.encoders}):
         yield (
             f"the features in this hospital: what {' and '.join(named)} make of a recording names its speaker; "

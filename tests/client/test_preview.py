@@ -268,6 +268,7 @@ def test_the_paragraph_has_the_figure_what_it_means_and_what_it_does_not(tmp_pat
         ("none", "this hospital's own numbers of each of 3 rounds"),
         ("none", "exact counts of mistakes"),
         ("none, secure sums of 16 bits", "possibly a single update"),
+        ("none, SCAFFOLD, secure sums", "told to start from another control, possibly a single update"),
         ("local, secure sums", "only sums of at least 3 hospitals"),
         ("local, secure sums", "how well the model does for each group: sex female; sex male"),
         ("distributed", "1 other hospital"),
@@ -322,7 +323,8 @@ def test_a_model_of_ones_own_without_noise_is_said_to_lie_here(tmp_path: Path) -
     study = plain_study("local", tmp_path)
     own = replace(study, federation=replace(study.federation, personalisation=Ditto(kind="ditto")))
     assert [text for text in not_covered_of(own) if text not in list(not_covered_of(study))] == [
-        "this hospital's own model on its disk: it is trained without noise, and is sent to nobody"
+        "this hospital's own model on its disk: it is trained without noise and sent to nobody, and what it "
+        "learned of a patient who withdraws stays in it until the study's folder in state/ is removed"
     ]
 
 
