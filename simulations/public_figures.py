@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from sottovoce.common.features import EXTRACTOR_VERSION
-from sottovoce.simulations.run_folder import write_text
 from sottovoce.common.study import CorpusSpec, Normalisation, Study, Synthetic, loads
+from sottovoce.simulations.run_folder import write_text
 
 FILE = Path(__file__).with_suffix(".toml")
 CORPUS = Synthetic(n_speakers=48, utterances_per_emotion=2, seed=11, label_skew=0.0, sex_skew=0.0)
