@@ -35,6 +35,13 @@ from sottovoce.simulations.search import Found, search_all
 from sottovoce.simulations.utility import with_values
 
 CLASSICAL = "results-classical"
+PARTS = (
+    *(column.title for column in COLUMNS[1:]),
+    "classical",
+    "private",
+    "skew",
+)  # the first is never left out
+LEFT_OUT = "Left out of this run (`--leave-out`): no figure."
 
 
 def groups_of(found: Found) -> dict[Setting, tuple[int, ...]]:
@@ -106,8 +113,8 @@ def page(
         by_class=blocks.by_class(scored),
         for_whom=blocks.for_whom(scored),
         how_sure=blocks.how_sure(scored),
-        classical=blocks.classical(classical),
-        private=private_block(private),
+        classical=blocks.classical(classical) if classical else LEFT_OUT,
+        private=private_block(private) if private else LEFT_OUT,
         more="\n\n".join(part.strip() for part in more),
         machine=blocks.machine(facts),
     )
@@ -184,6 +191,9 @@ def main() -> None:
     parser.add_argument("--ravdess", type=Path, required=True, help="folder of the RAVDESS speech corpus")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one seed: ten minutes")
+    parser.add_argument(
+        "--leave-out", nargs="*", choices=PARTS, default=[], help="the page says what it lacks"
+    )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs/results"))
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results.md")
@@ -192,29 +202,39 @@ def main() -> None:
         parser.error(f"--ravdess: expected the folder of the corpus; came {arguments.ravdess}")
     n_seeds = 1 if arguments.quick else arguments.seeds
     command = "make results RAVDESS=DIR " + ("QUICK=1" if arguments.quick else f"SEEDS={n_seeds}")
-    text = make(arguments.ravdess, arguments.runs, n_seeds, arguments.workers, command)
+    command += f" --leave-out {' '.join(arguments.leave_out)}" if arguments.leave_out else ""
+    text = make(
+        arguments.ravdess, arguments.runs, n_seeds, arguments.workers, command, without=arguments.leave_out
+    )
     write_text(arguments.out, text)
     print(arguments.out)
 
 
-def make(ravdess: Path, runs: Path, n_seeds: int, workers: int, command: str) -> str:
-    """Makes everything and returns the page."""
+def make(
+    ravdess: Path, runs: Path, n_seeds: int, workers: int, command: str, *, without: Sequence[str] = ()
+) -> str:
+    """Makes everything, but for what is left out, and returns the page."""
     found = search_all(ravdess, runs / "search.json", workers=workers)
     scored, paths = [], list[Path]()
     for column, one in zip(COLUMNS, found, strict=True):
+        if column.title in without:
+            continue
         mine = run_column(column, one, ravdess, n_seeds, runs, workers)
         scored.append(Scored(column=column, found=one, summary=merged(mine)))
         paths += mine
-    classical = {
-        "statistics": _classical(ravdess, runs, workers),
-    }
-    private = private_rows(ravdess, runs, n_seeds, workers)
+    classical = {} if "classical" in without else {"statistics": _classical(ravdess, runs, workers)}
+    private = [] if "private" in without else private_rows(ravdess, runs, n_seeds, workers)
+    skewed = (
+        f"## Skewed hospitals\n\n{LEFT_OUT}"
+        if "skew" in without
+        else _skewed(ravdess, runs, n_seeds, workers)
+    )
     return page(
         scored,
         paths,
         classical,
         private=private,
-        more=[_skewed(ravdess, runs, n_seeds, workers), _augmentations(runs)],
+        more=[skewed, _augmentations(runs)],
         command=command,
     )
 

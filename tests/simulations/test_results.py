@@ -13,7 +13,7 @@ from sottovoce.common.summarise import summarise
 from sottovoce.common.summary import read as read_summary
 from sottovoce.simulations import results_private
 from sottovoce.simulations.pages import SCENARIOS
-from sottovoce.simulations.results import groups_of, merged, page
+from sottovoce.simulations.results import LEFT_OUT, groups_of, merged, page
 from sottovoce.simulations.results_page import Scored
 from sottovoce.simulations.results_private import CASES, WAYS, Case, noise_of, private_block
 from sottovoce.simulations.results_studies import COLUMNS
@@ -82,6 +82,8 @@ def test_every_figure_of_the_page_is_one_of_the_runs(tmp_path: Path) -> None:
     assert "50.0" in text
     assert f"{len(read_run(parts[0] / 'run.json').cells) * 2} cells" in text
     assert "missed" in text  # a made-up arm is far below the bar
+    assert text.count(LEFT_OUT) == 1  # the private rows; what is missing is said where it would stand
+    assert page(scored, parts, {}, private=[], more=[], command="a command").count(LEFT_OUT) == 2
 
 
 @pytest.mark.parametrize("case", [CASES[1], CASES[4]], ids=lambda case: case.name)
