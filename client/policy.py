@@ -136,7 +136,8 @@ modes = ["local"]                # every number is private before it leaves this
 min_sites = 3                    # of mode "distributed": over how many sites a sum must be at least
 
 models = ["linear", "mlp", "cnn", "rnn", "lstm", "attention", "cnn_lstm_attention", "fusion"]
-                                 # which kinds of model may be trained here; without this line, any
+                                 # which kinds of model may be trained here; without this line, any. Not listed:
+                                 # "whisper_lora", and "discriminator" and "moments", which make rows nobody said
 
 max_epsilon_per_study = 8.0      # of one approval; the cap of a domain holds for all of them together
 max_sites_per_patient = 1        # a patient in k sites gives away k times
