@@ -157,7 +157,8 @@ def test_a_policy_without_a_list_of_models_has_the_text_it_always_had() -> None:
     assert '"models":["lstm"]' in canonical(hospital().policy(models=("lstm",)))
 
 
-OPT_IN = {"whisper_lora", "discriminator", "moments"}  # models that make rows, or bring weights: a hospital adds them
+# Models that make rows, or bring weights along: a hospital adds them where it wants them.
+OPT_IN = {"whisper_lora", "discriminator", "moments"}
 
 
 def test_a_first_policy_lists_every_usual_kind_of_model_and_any_other_word_is_a_problem() -> None:
