@@ -4,7 +4,7 @@
 
 First the nested search (`search.py`), then the studies with what it chose for each fold, then the page. Runs that are
 finished are found again; one that was interrupted goes on. `--quick` takes one seed and leaves skew and privacy at one
-seed too: ten minutes, and wider of the mark.
+seed too: quicker, and wider of the mark.
 
 Guarantees:
   - Every figure comes out of runs with the study's digest, made here or found finished; none is typed in.
@@ -190,7 +190,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the accuracy tables of docs/results.md.")
     parser.add_argument("--ravdess", type=Path, required=True, help="folder of the RAVDESS speech corpus")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="one seed: ten minutes")
+    parser.add_argument("--quick", action="store_true", help="one seed instead of several")
     parser.add_argument(
         "--leave-out", nargs="*", choices=PARTS, default=[], help="the page says what it lacks"
     )
