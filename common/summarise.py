@@ -401,7 +401,7 @@ def _enrolment(spec: Normalisation) -> str | None:
     rule = spec.enrols
     if rule is None:
         return None
-    return f"{rule.clips} recordings in a {' or '.join(rule.emotions)} voice"
+    return f"up to {rule.clips} recordings in a {' or '.join(rule.emotions)} voice"
 
 
 def _fairness(

@@ -112,7 +112,7 @@ def predict(
     Raises:
         RunError: the run is damaged, not ended, or has no such model.
         SottovoceError: too many files, or clips to enrol by where the study's normalisation takes none.
-        AudioError: a clip to enrol by cannot be read.
+        AudioError: a clip to enrol by cannot be read, or nobody speaks in it.
     """
     if not 1 <= len(files) <= MAX_FILES or not 0.0 < answered <= 1.0:
         raise SottovoceError(f"Expected 1 to {MAX_FILES:,} recordings and a share in (0, 1] to be answered.")
@@ -120,6 +120,8 @@ def predict(
     figures = summaries.read(run / "metrics.json")
     notes = _notes_of_normalisation(study, len(enrol), len(files))
     fitted = _fit(run, study, figures, arm, seed, fold, answered)
+    for refused in filter(None, _heard(enrol)):
+        raise AudioError(f"{refused.recording}: expected a voice to enrol by; {refused.reason}")
     said = _heard(files)
     speaking = [path for path, one in zip(files, said, strict=True) if one is None]
     if speaking:

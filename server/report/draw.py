@@ -153,12 +153,15 @@ def dots(
     step = min(10.5, 130.0 / max(1, *heights))
     ground = 34.0 + step * max(1, *heights)
     parts = [tag("title", title), tag("desc", description)]
-    labels = sorted([(mean, "mean"), (chance, "chance")])
-    for value, label in labels:
-        parts += [
-            tag("line", class_="reference", x1=x(value), x2=x(value), y1=18, y2=ground),
-            tag("text", f"{label} {100 * value:.1f}", class_="label", x=x(value), y=12, text_anchor="middle"),
-        ]
+    labels = [
+        (x(value), f"{name} {100 * value:.1f}")
+        for value, name in sorted([(mean, "mean"), (chance, "chance")])
+    ]
+    parts += [tag("line", class_="reference", x1=at, x2=at, y1=18, y2=ground) for at, _ in labels]
+    (left, one), (right, other) = labels
+    if right - left < 80.0:  # side by side they would overlap
+        labels = [(min(max((left + right) / 2, 70.0), width - 70.0), f"{one}, {other}")]
+    parts += [tag("text", text, class_="label", x=at, y=12, text_anchor="middle") for at, text in labels]
     parts.append(tag("line", class_="track", x1=x.start, x2=x.end, y1=ground, y2=ground))
     for column, stack in enumerate(heights):
         for level in range(stack):

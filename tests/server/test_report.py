@@ -308,6 +308,13 @@ def test_dots_are_at_most_a_few_hundred(values: list[float]) -> None:
     assert 1 <= len(ET.fromstring(drawing).findall("circle")) <= 450
 
 
+@pytest.mark.parametrize(("mean", "n_labels"), [(0.14, 1), (0.12, 1), (0.6, 2)])
+def test_mean_and_chance_are_one_label_where_two_would_overlap(mean: float, n_labels: int) -> None:
+    drawing = draw.dots([mean], title="t", description="d", css="local", mean=mean, chance=0.125)
+    texts = [text.text or "" for text in ET.fromstring(drawing).findall("text")]
+    assert len([text for text in texts if "mean" in text or "chance" in text]) == n_labels
+
+
 @given(low=st.floats(-1e9, 1e9), high=st.floats(-1e9, 1e9))
 def test_ticks_are_round_and_hold_the_data(low: float, high: float) -> None:
     ticks = draw.nice_ticks(low, high)

@@ -117,6 +117,8 @@ def test_mistakes_are_one_clear_line(run: Path, files: dict[str, Path]) -> None:
         predict(run, [voice])
     with pytest.raises(AudioError, match=r"broken\.wav"):
         predict(run, [voice], enrol=[files["broken"]])
+    with pytest.raises(AudioError, match=r"silence\.wav: .*to enrol by.*loud enough"):
+        predict(run, [voice], enrol=[files["silence"]])
     with pytest.raises(RunError, match="seed0-fold1-federated"):
         predict(run, [voice, voice], fold=1)
     with pytest.raises(RunError, match="an arm with withheld speakers"):
