@@ -47,10 +47,7 @@ MAX_RUNS = 16  # whose state or verdict is remembered
 BRISK_SECONDS, BRISK_PAUSE = 3.0, 0.03  # phases of a round follow each other
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 3.0  # between tries to connect
 COMPUTED = ("train", "evaluate", "train.mask", "evaluate.mask")  # phases in which recordings are used
-FETCHED_SECONDS, FETCHED_SECONDS_NOW = (
-    10.0,
-    1.0,
-)  # until an agent that ends waits no longer for its coordinator
+FETCHED_SECONDS, FETCHED_SECONDS_NOW = 10.0, 1.0  # until an agent that ends waits no longer
 LEAST_SECONDS = 1.0  # for the answer to a message whose time is nearly over
 
 RESTARTED = "this site restarted, or lost the line, in the middle of it"

@@ -72,11 +72,10 @@ def merged(paths: Sequence[Path]) -> Summary:
     """Returns the summary of runs that are parts of one: the same study but for folds, setting and pooling."""
     rows = [row for path in paths for row in rows_of(path)]
     homes = {row.utterance: row.site for row in rows if row.arm != POOLED}
-    folds = sorted({fold for path in paths for fold in load(path / "study.toml").evaluation.only_folds or ()})
-    first = load(paths[0] / "study.toml").evaluation.only_folds or ()
-    text = (paths[0] / "study.toml").read_text(encoding="utf-8")
-    whole = text.replace(f"only_folds = {list(first)}", f"only_folds = {folds}")
-    return summarise([replace(row, site=homes.get(row.utterance, row.site)) for row in rows], loads(whole))
+    studies = [load(path / "study.toml") for path in paths]
+    folds = sorted({fold for study in studies for fold in study.evaluation.only_folds or ()})
+    whole = replace(studies[0], evaluation=replace(studies[0].evaluation, only_folds=tuple(folds)))
+    return summarise([replace(row, site=homes.get(row.utterance, row.site)) for row in rows], whole)
 
 
 def rows_of(run: Path) -> list[Prediction]:

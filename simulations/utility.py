@@ -28,15 +28,13 @@ from sottovoce.common.errors import SottovoceError
 from sottovoce.common.predictions import Prediction
 from sottovoce.common.privacy import accountant, plan
 from sottovoce.common.privacy_specs import USUAL_DELTA, LocalPrivacy
-from sottovoce.common.progress import show_progress
 from sottovoce.common.run_files import read_run
-from sottovoce.common.study import Execution, Study, load, loads
+from sottovoce.common.study import Study, load, loads
 from sottovoce.common.summary import Arm, Estimate
 from sottovoce.common.summary import read as read_summary
 from sottovoce.simulations.cells import FEDERATED
-from sottovoce.simulations.pages import ROOT, SCENARIOS, commit
+from sottovoce.simulations.pages import ROOT, SCENARIOS, commit, made
 from sottovoce.simulations.run_folder import write_text
-from sottovoce.simulations.simulate import resume_run, start_run
 
 SIZES, SITES, EPSILONS = (100, 1000, 5000), (1, 10), (8.0, 3.0, 1.0)
 DELTA, DELTA_OF_FEW = 1e-5, 1e-3  # at least 1,000 patients; fewer
@@ -186,20 +184,7 @@ def setting(noise: float) -> tuple[Literal["many", "few"], float]:
 def run_case(case: Case, runs: Path, *, ravdess: Path | None, workers: int) -> Path:
     """Makes the run of a row, goes on with it, or finds it finished."""
     data = {} if ravdess is None or case.corpus != "ravdess" else {"ravdess": ravdess}
-    return run_text(study_text(case), runs / case.name, data=data, workers=workers)
-
-
-def run_text(text: str, run: Path, *, data: Mapping[str, Path], workers: int) -> Path:
-    """Makes the run of a study's text, goes on with it, or finds it finished; the text is kept beside it."""
-    execution, study_file = Execution(workers=workers), run.parent / f"{run.name}.toml"
-    with show_progress(quiet=False) as on_event:
-        if (run / "run.json").exists() and read_run(run / "run.json").study_digest == loads(text).digest():
-            if read_run(run / "run.json").ended is None:
-                resume_run(run, execution, data=data, on_event=on_event)
-            return run
-        run.parent.mkdir(parents=True, exist_ok=True)
-        write_text(study_file, text)
-        return start_run(study_file, execution, data=data, out=run, overwrite=True, on_event=on_event)
+    return made(study_text(case), runs / case.name, data=data, workers=workers)
 
 
 def read_row(case: Case, runs: Path) -> Row | None:

@@ -32,9 +32,9 @@ from sottovoce.common.privacy import accountant, distributed, distributed_accoun
 from sottovoce.common.privacy_specs import DistributedPrivacy, LocalPrivacy
 from sottovoce.common.study import Study, load, loads
 from sottovoce.simulations.cells import FEDERATED
-from sottovoce.simulations.pages import ROOT, SCENARIOS, commit
+from sottovoce.simulations.pages import ROOT, SCENARIOS, commit, made
 from sottovoce.simulations.run_folder import write_text
-from sottovoce.simulations.utility import run_text, with_values
+from sottovoce.simulations.utility import with_values
 
 Row = Literal["distributed", "pooled", "local"]
 ROWS: tuple[Row, ...] = ("distributed", "pooled", "local")
@@ -224,7 +224,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "without-pooling.md")
     arguments = parser.parse_args()
     for row in () if arguments.only_page else ROWS:
-        run_text(study_text(row), arguments.runs / row, data={}, workers=arguments.workers)
+        made(study_text(row), arguments.runs / row, data={}, workers=arguments.workers)
     command = "python -m sottovoce.simulations.without_pooling --page docs/without-pooling.md"
     write_text(arguments.page, page(arguments.runs, command))
     print(arguments.page)
