@@ -20,7 +20,7 @@ from pathlib import Path
 from sottovoce.common import predictions
 from sottovoce.common.predictions import Prediction
 from sottovoce.common.run_files import read_run
-from sottovoce.common.study import load, loads
+from sottovoce.common.study import load
 from sottovoce.common.summarise import summarise
 from sottovoce.common.summary import Summary
 from sottovoce.common.summary import read as read_summary
