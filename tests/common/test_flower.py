@@ -25,6 +25,7 @@ from sottovoce.common.flower import (
     reply_of,
 )
 from sottovoce.simulations.engines.inprocess import InProcessGrid
+from tests.fakes.clock import Clock
 from tests.fakes.federations import honest_app, nodes_of, reply, weights_of
 
 SAMPLES = [
@@ -199,13 +200,14 @@ class DeafGrid(InProcessGrid):
             k for k in message_ids if k in self._pending and self._pending[k].metadata.dst_node_id != 2
         ]
         if not open_keys:
-            time.sleep(0.01)
+            time.sleep(1.0)  # of a `Clock`
         return super().pull_messages(open_keys)
 
 
 def test_what_does_not_come_in_time_is_none_and_the_rest_is_kept() -> None:
     grid = DeafGrid(honest_app, nodes_of(4), {})
-    assert _asked(grid, [1, 2, 3, 4], window=4, timeout=0.3) == [1, None, 3, 4]
+    with Clock():
+        assert _asked(grid, [1, 2, 3, 4], window=4, timeout=30.0) == [1, None, 3, 4]
 
 
 class BusyGrid(InProcessGrid):
@@ -222,20 +224,22 @@ class BusyGrid(InProcessGrid):
                 *super().pull_messages(list(message_ids)[2:]),
             ]
             self.late = replies
-            time.sleep(0.3)
+            time.sleep(30.0)  # of a `Clock`
             return []
         return self.late
 
 
 def test_what_came_in_time_is_kept_also_if_the_grid_was_busy_until_after_the_deadline() -> None:
     grid = BusyGrid(honest_app, nodes_of(4), {})
-    assert _asked(grid, [1, 2, 3, 4], window=3, timeout=0.2) == [None, 2, 3, None]
+    with Clock():
+        assert _asked(grid, [1, 2, 3, 4], window=3, timeout=20.0) == [None, 2, 3, None]
     assert grid._n_messages == 3 + 2  # three questions and two replies: the fourth was not asked any more
 
 
 def test_after_the_deadline_nothing_more_is_sent() -> None:
     grid = DeafGrid(honest_app, nodes_of(4), {})
-    assert _asked(grid, [2, 1, 3, 4], window=1, timeout=0.1) == [None, None, None, None]
+    with Clock():
+        assert _asked(grid, [2, 1, 3, 4], window=1, timeout=10.0) == [None, None, None, None]
     assert grid._n_messages == 1
 
 
@@ -283,5 +287,5 @@ def test_site_names_are_asked_of_grids_that_do_not_know_them() -> None:
             return object.__getattribute__(self, name) if name in own else getattr(self._inner, name)
 
     Foreign.__abstractmethods__ = frozenset()  # what is abstract is passed on
-    names = flower.site_names(Foreign(), timeout=5.0)  # type: ignore[abstract]
+    names = flower.site_names(Foreign(), timeout=60.0)  # type: ignore[abstract]
     assert names == {1: "site-1", 2: "site-2"}

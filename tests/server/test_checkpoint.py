@@ -151,10 +151,10 @@ def test_killed_and_resumed_runs_end_in_the_same_bits(tmp_path: Path) -> None:
         for victim, path in zip(victims, paths, strict=True):
             kill_somewhere(victim, path, draw)
     assert all(path.exists() for path in paths)
-    expected = whole.communicate(timeout=60)[0].split()
+    expected = whole.communicate(timeout=300)[0].split()
     assert expected[1] == "40"
     for process in [start(path) for path in paths]:
-        assert process.communicate(timeout=60)[0].split() == expected
+        assert process.communicate(timeout=300)[0].split() == expected
 
 
 def test_the_study_in_the_proof_is_not_done_before_the_first_kill() -> None:

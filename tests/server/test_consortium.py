@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -65,7 +66,7 @@ def raw(made: Consortium, place: Hospital | Operator, path: str, data: bytes) ->
     pair = TlsFolder(place.tls).current()
     assert pair is not None
     with raw_channel(made, pair.key, pair.certificate) as channel, pytest.raises(grpc.RpcError) as caught:
-        channel.unary_unary(path)(data, timeout=5)
+        channel.unary_unary(path)(data, timeout=60)
     error: grpc.RpcError = caught.value
     return error
 
@@ -116,7 +117,7 @@ def test_a_role_may_make_its_own_calls_and_no_others(made: Consortium, role: Any
 def _answer(connection: Connection, name: str, request: Any) -> str:
     try:
         if METHODS[name].streams:
-            list(connection.stream(name, request, seconds=5))
+            list(connection.stream(name, request, seconds=60))
         else:
             connection.call(name, request)
     except DeploymentError as error:
@@ -127,7 +128,7 @@ def _answer(connection: Connection, name: str, request: Any) -> str:
 def test_without_a_certificate_nobody_gets_as_far_as_a_request(made: Consortium) -> None:
     before = len(made.registry.events(limit=10_000))
     with raw_channel(made, None, None) as channel, pytest.raises(grpc.RpcError) as caught:
-        channel.unary_unary(METHODS["ListOffers"].path)(b"", timeout=5)
+        channel.unary_unary(METHODS["ListOffers"].path)(b"", timeout=60)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert len(made.registry.events(limit=10_000)) == before
 
@@ -142,14 +143,25 @@ def test_a_certificate_of_another_authority_is_refused_both_ways(made: Consortiu
         assert "fingerprint" in refused(connection, "ListOffers", schema.ListOffersRequest())
 
 
-def test_a_certificate_that_is_over_is_refused_before_and_during_a_connection(made: Consortium) -> None:
+class Later:
+    """The clock of a module, an hour and more ahead: no certificate or invitation of these tests lasts as long."""
+
+    monotonic = staticmethod(time.monotonic)
+
+    @staticmethod
+    def time() -> float:
+        return time.time() + 7200
+
+
+def test_a_certificate_that_is_over_is_refused_before_and_during_a_connection(
+    made: Consortium, monkeypatch: pytest.MonkeyPatch
+) -> None:
     over = made.certificate("hospital-a", "site", hours=1, now=time.time() - 7200)
     with made.connect_with(*over) as connection:
         assert "refuses this certificate" in refused(connection, "ListOffers", schema.ListOffersRequest())
-    ends = made.certificate("hospital-a", "site", hours=1.4 / 3600)
-    with made.connect_with(*ends) as connection:
+    with made.connect_with(*made.certificate("hospital-a", "site", hours=1)) as connection:
         connection.call("ListOffers", schema.ListOffersRequest())
-        time.sleep(max(0.0, peer_of(ends[0]).not_after + 1.01 - time.time()))
+        monkeypatch.setattr(gate, "time", Later)
         assert "this one is over" in refused(connection, "ListOffers", schema.ListOffersRequest())
     assert made.refusals()[-1] == ("hospital-a", "ListOffers", "UNAUTHENTICATED")
 
@@ -236,10 +248,10 @@ def test_health_is_told_to_members(made: Consortium) -> None:
             response_deserializer=health_pb2.HealthCheckResponse.FromString,
         )
         for service in ("", "sottovoce.v1.Consortium"):
-            answer = check(health_pb2.HealthCheckRequest(service=service), timeout=5)
+            answer = check(health_pb2.HealthCheckRequest(service=service), timeout=60)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
         with pytest.raises(grpc.RpcError) as caught:
-            check(health_pb2.HealthCheckRequest(service="other"), timeout=5)
+            check(health_pb2.HealthCheckRequest(service="other"), timeout=60)
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
@@ -254,16 +266,25 @@ def test_a_defect_is_told_to_the_operator_and_not_to_the_peer(own: Consortium) -
     assert own.refusals() == [("hospital-a", "ListModels", "INTERNAL")]
 
 
+@pytest.fixture
+def still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stops the clock of the gate: how many calls this machine makes in a second is not what is claimed."""
+    now = time.monotonic()
+    monkeypatch.setattr(gate, "time", SimpleNamespace(time=time.time, monotonic=lambda: now))
+
+
+@pytest.mark.usefixtures("still")
 def test_one_peer_calls_only_so_often_and_the_others_go_on(own: Consortium) -> None:
     with own.connect(own.join("hospital-a")) as eager, own.connect(own.join("hospital-b")) as other:
-        said = [_answer(eager, "ListOffers", schema.ListOffersRequest()) for _ in range(320)]
+        said = [_answer(eager, "ListOffers", schema.ListOffersRequest()) for _ in range(240)]
         other.call("ListOffers", schema.ListOffersRequest())
     assert said[:190] == ["done"] * 190
-    assert any("calls a second" in one for one in said)
+    assert all("calls a second" in one for one in said[int(gate.CALLS) :])
     # Being refused over and over fills no disk.
     assert 0 < len(own.refusals()) <= gate.EVENTS_PER_MINUTE
 
 
+@pytest.mark.usefixtures("still")
 def test_one_peer_fills_only_so_much_of_the_disk(own: Consortium) -> None:
     with own.connect(own.join("hospital-a")) as connection:
         said = [_answer(connection, "SendCosignature", schema.Cosignature()) for _ in range(105)]
@@ -278,13 +299,13 @@ def test_one_peer_has_only_so_many_calls_open(own: Consortium) -> None:
     study = publish(own, model, ["hospital-a"])
     with own.connect(own.join("hospital-a")) as connection:
         request = schema.FetchModelRequest(sha256=study)
-        streams = [connection.stream("FetchModel", request, seconds=20) for _ in range(gate.CALLS_AT_ONCE)]
+        streams = [connection.stream("FetchModel", request, seconds=120) for _ in range(gate.CALLS_AT_ONCE)]
         for stream in streams:
             next(stream)  # and read no further
         assert "at once" in refused(connection, "ListOffers", schema.ListOffersRequest())
         for stream in streams:
             stream.close()  # type: ignore[attr-defined]
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while _answer(connection, "ListOffers", schema.ListOffersRequest()) != "done":
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -293,14 +314,14 @@ def test_one_peer_has_only_so_many_calls_open(own: Consortium) -> None:
 def test_who_reads_a_stream_too_slowly_is_cut_off_and_may_go_on(
     own: Consortium, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gate, "STREAM_SECONDS", 0.3)
+    monkeypatch.setattr(gate, "STREAM_SECONDS", 1.5)
     model = own.root / "model"
     model.write_bytes(bytes(20_000_000))
     request = schema.FetchModelRequest(sha256=publish(own, model, ["hospital-a"]))
     with own.connect(own.join("hospital-a")) as connection:
-        stream = connection.stream("FetchModel", request, seconds=20)
+        stream = connection.stream("FetchModel", request, seconds=120)
         next(stream)
-        time.sleep(0.6)
+        time.sleep(2.0)
         with pytest.raises(BrokenStream):
             list(stream)
         connection.call("ListOffers", schema.ListOffersRequest())
@@ -382,11 +403,14 @@ def test_an_identity_of_another_member_is_refused(made: Consortium, tmp_path: Pa
     assert "is of 'hospital-a'" in said
 
 
-def test_an_invitation_holds_no_longer_than_it_says(made: Consortium) -> None:
-    invited = read_invitation(made.invite("late", hours=1.2 / 3600))
+def test_an_invitation_holds_no_longer_than_it_says(
+    made: Consortium, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    invited = read_invitation(made.invite("late"))
+    assert invited.not_after == peer_of(invited.certificate).not_after
     with made.connect_with(invited.certificate, invited.key) as connection:
         assert "certificate request" in refused(connection, "Enrol", schema.EnrolRequest(name="late"))
-        time.sleep(max(0.0, invited.not_after + 1.01 - time.time()))
+        monkeypatch.setattr(gate, "time", Later)
         assert "is over" in refused(connection, "Enrol", schema.EnrolRequest(name="late"))
 
 
@@ -460,7 +484,7 @@ def test_models_go_to_the_sites_of_their_study_and_go_on_at_any_byte(made: Conso
     with made.connect(made.join("hospital-a")) as connection, made.connect(made.join("hospital-c")) as other:
         for offset in (0, 1, 262_144, 700_001, len(data)):
             request = schema.FetchModelRequest(sha256=digest, offset=offset)
-            chunks = list(connection.stream("FetchModel", request, seconds=10))
+            chunks = list(connection.stream("FetchModel", request, seconds=60))
             assert b"".join(chunk.data for chunk in chunks) == data[offset:]
             assert [chunk.offset for chunk in chunks] == list(range(offset, len(data), 262_144))
         beyond = schema.FetchModelRequest(sha256=digest, offset=len(data) + 1)
@@ -581,20 +605,22 @@ def test_a_cosignature_is_kept_only_of_another_sites_kept_checkpoint(own: Consor
 
 
 def test_certificates_of_both_sides_change_in_a_stream_of_calls_and_no_call_fails(tmp_path: Path) -> None:
-    with consortium(tmp_path, hours=5 / 3600) as made:
+    with consortium(
+        tmp_path, hours=8 / 3600
+    ) as made:  # two thirds of them, and as long as a slow call may take
         hospital = made.join("hospital-a")
         first = TlsFolder(hospital.tls).current()
         assert first is not None
         server = server_serial(made)
-        n_calls, end = 0, time.monotonic() + 5.7  # longer than either lives
+        n_calls = 0
         with ConsortiumClient(hospital, patience_seconds=0.1) as client:
-            while time.monotonic() < end:
+            while time.time() < first.peer.not_after + 0.5:  # longer than either lives
                 client.offers()
                 n_calls += 1
                 time.sleep(0.02)
         last = TlsFolder(hospital.tls).current()
         assert last is not None
-        assert n_calls > 100
+        assert n_calls > 20
         assert first.peer.not_after < time.time() < last.peer.not_after
         assert server_serial(made) != server
         renewals = [

@@ -1,6 +1,7 @@
 """Claims of how replies are fetched from a SuperLink: quickly, not for ever, and no reply ends a run."""
 
 import functools
+import threading
 import time
 from collections.abc import Callable
 from hashlib import sha256
@@ -31,8 +32,24 @@ def objects_of(n_bytes: int = 10) -> dict[str, bytes]:
 @pytest.fixture(autouse=True)
 def patched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_grid, "pull_objects", http_grid.pull_objects)  # put back afterwards
-    monkeypatch.setattr(superlink, "STALL_SECONDS", 0.4)
     superlink.answer_quickly(max_bytes=100_000)
+
+
+class Looks:
+    """A clock that goes on by a look at something that is not there yet, not by how busy this machine is."""
+
+    def __init__(self) -> None:
+        self.now, self.turn = 0.0, threading.Lock()  # Flower looks for several objects at once
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
+    made = Looks()
+    monkeypatch.setattr(superlink, "time", made)
+    return made
 
 
 def pulled(objects: dict[str, bytes], pull: Callable[[str], bytes] | None = None) -> dict[str, bytes]:
@@ -42,45 +59,56 @@ def pulled(objects: dict[str, bytes], pull: Callable[[str], bytes] | None = None
     return found
 
 
-def test_a_reply_whose_sender_died_in_the_middle_of_it_is_given_up() -> None:
+def test_a_reply_whose_sender_died_in_the_middle_of_it_is_given_up(looks: Looks) -> None:
     objects = objects_of()
 
     def pull(object_id: str) -> bytes:
         if object_id == next(iter(objects)):
             return objects[object_id]
+        with looks.turn:
+            looks.now += superlink.STALL_SECONDS / 10
         raise ObjectUnavailableError(object_id)
 
-    began = time.monotonic()
     with pytest.raises(ObjectPullError):
         pulled(objects, pull)
-    assert 0.4 < time.monotonic() - began < 20
+    assert looks.now > superlink.STALL_SECONDS
 
 
-def test_a_reply_on_a_bad_line_is_waited_for_as_long_as_more_of_it_comes() -> None:
-    objects, began, came = objects_of(), time.monotonic(), list[str]()
+def test_a_reply_on_a_bad_line_is_waited_for_as_long_as_more_of_it_comes(looks: Looks) -> None:
+    objects, missed, came = objects_of(), set[str](), list[str]()
     number = {object_id: n for n, object_id in enumerate(objects)}
 
     def pull(object_id: str) -> bytes:
-        if time.monotonic() - began < 0.25 * (number[object_id] + 1):
+        """One after the other comes, each at the second look at it."""
+        with looks.turn:
+            if number[object_id] == len(came) and object_id in missed:
+                came.append(object_id)
+                return objects[object_id]
+            if number[object_id] == len(came):
+                missed.add(object_id)
+                looks.now += 0.9 * superlink.STALL_SECONDS
             raise ObjectUnavailableError(object_id)
-        came.append(object_id)
-        return objects[object_id]
 
     assert pulled(objects, pull) == objects
-    assert time.monotonic() - began > 2 * superlink.STALL_SECONDS
+    assert looks.now > 2 * superlink.STALL_SECONDS
     assert sorted(came) == sorted(objects)
 
 
 def test_what_is_there_a_moment_later_is_fetched_before_flower_would_look_again() -> None:
-    objects, began = objects_of(), time.monotonic()
+    def seconds() -> float:
+        objects, missed, began = objects_of(), set[str](), time.monotonic()
 
-    def pull(object_id: str) -> bytes:
-        if time.monotonic() - began < 0.02:
-            raise ObjectUnavailableError(object_id)
-        return objects[object_id]
+        def pull(object_id: str) -> bytes:
+            if object_id not in missed:
+                missed.add(object_id)
+                raise ObjectUnavailableError(object_id)
+            return objects[object_id]
 
-    pulled(objects, pull)
-    assert time.monotonic() - began < 0.95  # Flower's own first pause is 1 s
+        pulled(objects, pull)
+        return time.monotonic() - began
+
+    # Flower's own first pause is 1 s, never less than 0.8 s; on a busy machine one of five is quick.
+    assert min(seconds() for _ in range(5)) < 0.7
 
 
 def _changed(objects: dict[str, bytes], kind: bytes, change: Callable[[bytes], bytes]) -> dict[str, bytes]:

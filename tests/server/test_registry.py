@@ -284,7 +284,8 @@ def test_nothing_that_was_acknowledged_is_lost_by_kill_nine_of_two_writers(tmp_p
         try:
             for writer in writers:
                 assert writer.stdout is not None
-                acknowledged.add(int(writer.stdout.readline()))  # both are at work
+                for _ in range(3):  # both are at work, however slowly
+                    acknowledged.add(int(writer.stdout.readline()))
             time.sleep(0.05 + 0.03 * attempt)
         finally:
             for writer in writers:
@@ -295,7 +296,7 @@ def test_nothing_that_was_acknowledged_is_lost_by_kill_nine_of_two_writers(tmp_p
     with Registry.open(path) as registry:
         found = {invited.serial for invited in registry.invitations()}
         invited = {event.facts["name"] for event in registry.events(limit=100_000) if event.what == "invited"}
-    assert len(acknowledged) > 6
+    assert len(acknowledged) >= 3 * 2 * 3
     assert acknowledged <= found
     assert invited == {
         f"site {serial}" for serial in found

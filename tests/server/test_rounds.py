@@ -20,6 +20,7 @@ from sottovoce.server import rounds, strategies
 from sottovoce.server.exchange import Collected, GridExchange
 from sottovoce.server.rounds import Cell, Outcome, RoundRecord, cohort_of, run, run_alone
 from sottovoce.simulations.engines.inprocess import InProcessGrid
+from tests.fakes.clock import Clock
 from tests.fakes.federations import (
     app_of,
     broken_app,
@@ -170,10 +171,11 @@ def test_a_late_answer_to_an_earlier_attempt_is_refused() -> None:
 def test_in_one_process_sites_not_begun_at_the_deadline_are_left_out() -> None:
     def answer(message: Message, context: Any) -> Message:
         if context.node_config["site"] == "site-2":
-            time.sleep(0.5)
+            time.sleep(50.0)  # of the clock below
         return honestly(message, context)
 
-    outcome = federate(study_of(rounds=1, deadline_seconds=0.4, quorum=2), app_of(answer))
+    with Clock():
+        outcome = federate(study_of(rounds=1, deadline_seconds=40.0, quorum=2), app_of(answer))
     assert outcome.rounds[0].sites == ("site-1", "site-2")
     assert set(outcome.rounds[0].refused) >= {"site-3", "site-4"}
     assert "deadline" in outcome.rounds[0].refused["site-4"]

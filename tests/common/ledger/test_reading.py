@@ -1,6 +1,6 @@
 """Claims of reading: any folder, nothing written, damage handed on, a ledger that grows read where it rests."""
 
-import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ from sottovoce.common.ledger.export import export
 from sottovoce.common.ledger.reader import lines_of
 from sottovoce.common.ledger.reading import (
     MOST_NAMED,
+    PAUSE_SECONDS,
     newest_checkpoint,
     read_ledger,
     read_note,
@@ -53,13 +54,20 @@ def test_damage_is_handed_on_as_it_is(tmp_path: Path) -> None:
         newest_checkpoint(found)
 
 
-def test_a_ledger_that_grows_meanwhile_is_read_where_it_was_acknowledged(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path / "ledger", LEDGER, b"an older head")
-    later = threading.Timer(0.08, (folder / HEAD_FILE).write_bytes, [HEAD])
-    later.start()
+def test_a_ledger_that_grows_meanwhile_is_read_where_it_was_acknowledged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, pauses = folder_of(tmp_path / "ledger", LEDGER, b"an older head"), list[float]()
+
+    def pause(seconds: float) -> None:  # another process writes its head in the second one
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            (folder / HEAD_FILE).write_bytes(HEAD)
+
+    monkeypatch.setattr(time, "sleep", pause)
     found = read_ledger(folder)
-    later.join()
     assert verify(found.ledger, head=found.head).ok
+    assert pauses == [PAUSE_SECONDS] * 2
 
 
 def test_what_can_be_read_ends_where_belief_does() -> None:
