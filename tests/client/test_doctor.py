@@ -288,18 +288,21 @@ def never_enrolled(patient: Patient) -> None:
     (patient.folder / "coordinator.json").unlink()
 
 
+def held_port(patient: Patient) -> str:
+    """An address where nobody listens, and where nobody else can begin to before the test is over."""
+    held = patient.stack.enter_context(socket.socket())
+    held.bind(("127.0.0.1", 0))
+    return f"127.0.0.1:{held.getsockname()[1]}"
+
+
 @seed("connection", "was refused")
 def port_closed(patient: Patient) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        patient.pin(fleet=f"127.0.0.1:{free.getsockname()[1]}")
+    patient.pin(fleet=held_port(patient))
 
 
 @seed("consortium service", "was refused")
 def consortium_port_closed(patient: Patient) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        patient.pin(consortium=f"127.0.0.1:{free.getsockname()[1]}")
+    patient.pin(consortium=held_port(patient))
 
 
 @seed("connection", "for another name")
@@ -455,7 +458,7 @@ def test_a_service_that_says_nothing_does_not_hold_the_doctor_up(
     monkeypatch.setattr("sottovoce.client.doctor_line.CONNECT_SECONDS", 0.3)
     with silent_port() as address:
         patient.pin(consortium=address)
-        began = time.monotonic()
+        began, before = time.monotonic(), threading.active_count()
         assert only(patient.findings()).what == "consortium service"
-        assert time.monotonic() - began < 30
-    assert threading.active_count() < 50
+        assert time.monotonic() - began < 60
+    assert threading.active_count() < before + 20

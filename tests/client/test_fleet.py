@@ -106,10 +106,9 @@ def test_a_name_that_does_not_resolve_is_named_as_that(site: Site, monkeypatch: 
 
 
 def test_a_closed_port_is_named_as_that(site: Site) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    assert refused(site, address).reason == "refused"
+    with socket.socket() as taken:  # and held, so that nobody else listens there meanwhile
+        taken.bind(("127.0.0.1", 0))
+        assert refused(site, f"127.0.0.1:{taken.getsockname()[1]}").reason == "refused"
 
 
 def test_silence_is_named_as_that(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,12 +220,12 @@ def test_no_proxy_of_the_environment_is_used(site: Site, monkeypatch: pytest.Mon
 
 def test_what_may_pass_is_tried_again_until_its_time_is_over(site: Site) -> None:
     with serving(site.folder, site.authority, fail_first=2) as address:
-        site.call(address, seconds=30.0)
+        site.call(address, seconds=120.0)
     with serving(site.folder, site.authority, fail_first=1000) as address:
         began = time.monotonic()
         with pytest.raises(DeploymentError, match="answered 503"):
             site.call(address, seconds=0.5)
-        assert time.monotonic() - began < 5.0, "it is over, not tried a thousand times"
+        assert time.monotonic() - began < 60.0, "it is over, not tried a thousand times"
 
 
 def test_a_renewed_certificate_is_shown_from_the_next_request_on(site: Site, other: Authority) -> None:
@@ -493,7 +492,7 @@ def test_a_message_larger_than_the_hospital_allows_is_refused_while_it_comes(
         asked = run.start(open_fleet.node_id, floats=50_000, patience=0.0)
         delivery = superlinks.until(open_fleet.receive)
         with pytest.raises(DeploymentError, match="at most 100000 bytes"):
-            open_fleet.pull(delivery, until=time.monotonic() + 10)
+            open_fleet.pull(delivery, until=time.monotonic() + 60)
         open_fleet.leave()
     run.wait(asked)
 

@@ -28,7 +28,7 @@ class Line:
         return self.left >= 0
 
 
-def given(*, ttl: float = 60.0, n_replies: int = 1) -> Given:
+def given(*, ttl: float = 600.0, n_replies: int = 1) -> Given:
     metadata = SimpleNamespace(run_id=1, message_id="ab", created_at=time.time(), ttl=ttl)
     made, reply = Given(), cast(Message, SimpleNamespace(metadata=metadata))
     for _ in range(n_replies):
@@ -74,7 +74,7 @@ def test_a_line_that_fails_is_no_fetched_reply() -> None:
 def waits(open_fleet: fleet.Fleet, replies: Given, gate: Path) -> None:
     assert not replies.wait_fetched(open_fleet, seconds=0.0), "nobody has looked yet"
     gate.touch()
-    assert replies.wait_fetched(open_fleet, seconds=20.0)
+    assert replies.wait_fetched(open_fleet, seconds=120.0)
     open_fleet.leave()
 
 
@@ -106,7 +106,7 @@ def test_a_reply_reaches_a_slow_coordinator_unless_its_node_left_before(
     run, replies = superlink.echo(), Given()
     with fleet.connect(hospital) as open_fleet:
         asked = run.start(open_fleet.node_id, gate=str(gate))
-        delivery, until = superlinks.until(open_fleet.receive), time.monotonic() + 20
+        delivery, until = superlinks.until(open_fleet.receive), time.monotonic() + 120
         question: Any = open_fleet.pull(delivery, until=until)
         open_fleet.confirm(delivery, until=until)
         reply = Message(RecordDict({"config": question.content["config"]}), reply_to=question)

@@ -104,13 +104,13 @@ def test_a_stop_outlives_restarts_until_it_is_taken_back_and_one_without_now_wai
     with agent(hospital, app=APP) as process:
         until(lambda: read_status(hospital.run).get("connected"))
         # A coordinator that looks for replies once in a second: the agent had left by then.
-        config = {"round": 1, "sleep": 60.0, "touch": str(mark), "end": str(tmp_path / "enough")}
+        config = {"round": 1, "sleep": 600.0, "touch": str(mark), "end": str(tmp_path / "enough")}
         asked = run.start(node, config=config, pause=1.0)
         until(mark.exists)
         with pytest.raises(DeploymentError, match="--now"):
             stop(hospital, now=False, within=0.2)
         (tmp_path / "enough").touch()
-        stopped = stop(hospital, now=False, within=60.0)
+        stopped = stop(hospital, now=False, within=120.0)
         assert process.wait(60) == 0
     assert stopped.burned == ()
     assert stopped.left[0].rounds == (1,)
@@ -122,7 +122,7 @@ def test_a_stop_outlives_restarts_until_it_is_taken_back_and_one_without_now_wai
 
 def deaf(tmp_path: Path) -> subprocess.Popen[bytes]:
     """Starts a process that does not listen to SIGTERM."""
-    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()
@@ -142,7 +142,7 @@ def test_an_agent_that_does_not_listen_is_killed(tmp_path: Path, monkeypatch: py
         try:
             lock_of(hospital, *((one.pid, began(one.pid) or "") for one in (agent_process, worker)))
             assert stop(hospital, now=True).agent == "was killed"
-            assert agent_process.wait(10) == worker.wait(10) == -signal.SIGKILL
+            assert agent_process.wait(60) == worker.wait(60) == -signal.SIGKILL
         finally:
             agent_process.kill()
             worker.kill()

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 from sottovoce.server.superlink import answer_quickly
 
 app = ServerApp()
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 120.0  # the first message waits for a process that imports; a second otherwise
 
 
 @app.main()

@@ -39,7 +39,7 @@ from tests.fakes.hospitals import approve
 from tests.fakes.sites import write_sites
 from tests.fakes.superlinks import PYTHONPATH
 
-RUN_SECONDS = 120.0
+RUN_SECONDS = 300.0
 FOLD = 0
 
 

@@ -59,11 +59,11 @@ class Run:
 
     def nodes(self) -> list[int]:
         """Returns the nodes that are online."""
-        found: list[int] = self._wait(self._write({"kind": "nodes"}), 30.0)
+        found: list[int] = self._wait(self._write({"kind": "nodes"}), 180.0)
         return found
 
-    def start(self, *nodes: int, kind: str = "train", n_bytes: int = 8, floats: int = 0, ttl: float = 60.0,
-              patience: float = 60.0, config: Mapping[str, Any] | None = None, **more: Any) -> int:  # fmt: skip
+    def start(self, *nodes: int, kind: str = "train", n_bytes: int = 8, floats: int = 0, ttl: float = 180.0,
+              patience: float = 180.0, config: Mapping[str, Any] | None = None, **more: Any) -> int:  # fmt: skip
         """Sends a message to nodes, and does not wait. Returns a number to wait with."""
         ask = {
             "kind": kind,
@@ -75,7 +75,7 @@ class Run:
         }
         return self._write(ask | {"config": dict(config or {}), **more})
 
-    def wait(self, n: int, patience: float = 180.0) -> Any:
+    def wait(self, n: int, patience: float = 300.0) -> Any:
         """Returns what came for a message: {"seconds", "replies": {node: ...}}."""
         return self._wait(n, patience)
 
@@ -162,11 +162,13 @@ class Superlink:
         return self.nodes[site]
 
     def run(self, app: str = ECHO, *, files: Mapping[str, bytes] | None = None) -> Run:
-        """Submits a run that a test conducts. `files` replace the bundle's."""
+        """Submits a run that a test conducts, and waits until it does. `files` replace the bundle's."""
         folder = self.folder / f"run-{time.monotonic_ns()}"
         folder.mkdir()
         fab = fab_of(files or {"pyproject.toml": PYPROJECT.format(app=app).encode()})
-        return Run(folder=folder, number=self.submit(fab, folder))
+        made = Run(folder=folder, number=self.submit(fab, folder))
+        made.nodes()  # its process takes seconds to start; a node that beats no more is online for 20 s alone
+        return made
 
     def submit(self, fab: bytes, folder: Path) -> int:
         """Submits bytes as a run's bundle."""
@@ -238,7 +240,7 @@ def agent_thread(hospital: Hospital, *, app: str = ECHO, **how: Any) -> Iterator
         yield stop
     finally:
         stop.set()
-        thread.join(30)
+        thread.join(120)
         if thread.is_alive():
             raise TimeoutError("the agent does not end")
     if failed:
@@ -301,7 +303,7 @@ def supernode(hospital: Hospital, *, app: str = "") -> Iterator[subprocess.Popen
         process.wait()
 
 
-def until(condition: Any, *, seconds: float = 60.0, what: str = "it") -> Any:
+def until(condition: Any, *, seconds: float = 180.0, what: str = "it") -> Any:
     """Waits until a condition holds and returns what it returned. On a busy machine an agent starts in 20 s."""
     end = time.monotonic() + seconds
     while not (found := condition()):
