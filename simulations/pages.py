@@ -4,6 +4,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from sottovoce.common.errors import SottovoceError
 from sottovoce.common.progress import show_progress
 from sottovoce.common.run_files import read_run
 from sottovoce.common.study import Execution, loads
@@ -67,12 +68,15 @@ def points(value: float, low: float | None, high: float | None) -> str:
 
 
 def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """Returns a table of a page.
+    """Returns a table of a page. Raises: SottovoceError where a row has more or fewer cells than the head.
 
     >>> print(table(("a", "b"), [("1", "2")]))
     | a | b |
     |---|---|
     | 1 | 2 |
     """
+    for cells in rows:
+        if len(cells) != len(head):
+            raise SottovoceError(f"Expected {len(head)} cells in a row of the table; came {len(cells)}.")
     lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])

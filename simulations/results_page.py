@@ -57,6 +57,11 @@ def three_columns(scored: Sequence[Scored]) -> str:
     return table(head, rows)
 
 
+def pooled_uars(scored: Sequence[Scored]) -> dict[str, float]:
+    """Returns each column's pooled UAR."""
+    return {one.column.title: one.summary.arm(POOLED).uar.value for one in scored}
+
+
 def _over_seeds(arm: Arm) -> str:
     spread = arm.uar_over_seeds
     if spread is None:

@@ -15,13 +15,15 @@ Guarantees:
   - The epsilon that a study costs is at most the one that its row is named after.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from sottovoce.common.initial import Initial
 from sottovoce.common.initial import load as load_initial
+from sottovoce.common.keys import SigningKey
 from sottovoce.common.preparation import cache_folder
 from sottovoce.common.pretrained import looking_in
 from sottovoce.common.privacy import accountant, plan
@@ -31,7 +33,7 @@ from sottovoce.common.run_files import read_run
 from sottovoce.common.study import Study, load, loads
 from sottovoce.common.summary import Estimate
 from sottovoce.common.summary import read as read_summary
-from sottovoce.server.pretrain import Plan, pretrain, signing_key
+from sottovoce.server.pretrain import Plan, pretrain
 from sottovoce.simulations.cells import FEDERATED
 from sottovoce.simulations.pages import SCENARIOS, estimate, made, percent, points, table
 from sottovoce.simulations.prepare import synthesize_into
@@ -68,11 +70,12 @@ class Way:
     scenario: str
     columns: int
     rate: float
+    like: str  # the column of docs/results.md that standardises as this does
 
 
 WAYS: dict[Unit, Way] = {
-    "patient": Way(scenario="results-private", columns=16, rate=0.75),
-    "utterance": Way(scenario="results-private-utterance", columns=128, rate=4.0),
+    "patient": Way(scenario="results-private", columns=16, rate=0.75, like="transductive"),
+    "utterance": Way(scenario="results-private-utterance", columns=128, rate=4.0, like="enrolment"),
 }
 CASES = (
     *(
@@ -128,10 +131,11 @@ def _row(case: Case, ours: Path, theirs: Path) -> PrivateRow:
 
 
 def _public(base: str, way: Way, folder: Path, workers: int) -> Initial:
-    """Makes the signed file with the public map, or finds it."""
+    """Makes the signed file with the public map, or finds one of the same scenario and the same voices."""
     from sottovoce.simulations.voices.corpus import corpus_digest
 
-    file = folder / f"voices-{way.columns}-columns.initial.safetensors"
+    made_of = hashlib.sha256(f"{base}\n{corpus_digest(CORPUS)}\n{way.columns}".encode()).hexdigest()
+    file = folder / f"voices-{way.columns}-columns-{made_of[:16]}.initial.safetensors"
     if file.exists():
         return load_initial(file)
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,7 +145,7 @@ def _public(base: str, way: Way, folder: Path, workers: int) -> Initial:
         return pretrain(
             loads(base),
             {"voices": voices},
-            key=signing_key(None, file),
+            key=SigningKey.generate(),  # it signs nothing else
             out=file,
             signed_by=SIGNER,
             plan=Plan(method="statistics", columns=way.columns),
@@ -191,8 +195,8 @@ def record_event(study: Study) -> Event:
     return replace(event, n_patients=spec.n_units, records_per_patient=1, cap=None)
 
 
-def private_block(rows: Sequence[PrivateRow]) -> str:
-    """Returns the table and what stands with it."""
+def private_block(rows: Sequence[PrivateRow], pooled: Mapping[str, float]) -> str:
+    """Returns the table and what stands with it; `pooled` is the UAR of the page's columns, by title."""
     cells = [
         (
             row.case.unit,
@@ -200,7 +204,8 @@ def private_block(rows: Sequence[PrivateRow]) -> str:
             estimate(row.uar),
             percent(row.without.value),
             points(row.loss.value, row.loss.low, row.loss.high),
-            _bar(row),
+            _against(row, pooled),
+            _bar(row, pooled),
             f"{private(row.study).noise_multiplier:.2f}",
             str(WAYS[row.case.unit].columns),
             row.stamp,
@@ -211,7 +216,9 @@ def private_block(rows: Sequence[PrivateRow]) -> str:
         "unit",
         "epsilon",
         "UAR %",
-        "less without privacy",
+        "without privacy",
+        "less that",
+        "less the pooled column",
         "bar",
         "noise",
         "columns",
@@ -220,10 +227,18 @@ def private_block(rows: Sequence[PrivateRow]) -> str:
     return f"{_TEXT}\n{table(head, cells)}"
 
 
-def _bar(row: PrivateRow) -> str:
-    value = row.uar.value if row.case.unit == "patient" else row.loss.value
-    met = "met" if value >= row.case.bar else "missed"
-    return f"{100 * row.case.bar:g}: {met}"
+def _against(row: PrivateRow, pooled: Mapping[str, float]) -> str:
+    like = WAYS[row.case.unit].like
+    return f"{like} {points(row.uar.value - pooled[like], None, None)}" if like in pooled else ""
+
+
+def _bar(row: PrivateRow, pooled: Mapping[str, float]) -> str:
+    """Returns the verdict; a loss has to be within its bar against the same columns and against the page's best."""
+    reached = row.uar.value if row.case.unit == "patient" else row.loss.value
+    like = WAYS[row.case.unit].like
+    if row.case.unit == "utterance" and like in pooled:
+        reached = min(reached, row.uar.value - pooled[like])
+    return f"{100 * row.case.bar:g}: {'met' if reached >= row.case.bar else 'missed'}"
 
 
 _TEXT = """\
@@ -232,5 +247,6 @@ noise: NOT PRIVATE here; epsilon is what the same study costs with secret noise.
 delta 0.03 (`small_population`, weak), standardised by each patient's own recordings. **utterance**: add or remove one
 recording, delta 1e-5, standardised by four enrolment recordings that nobody trains on and that are NOT covered; a
 patient's own figure is far larger, and stands in the last column. "Without privacy" is the same study on the same
-columns in mode `none`; what the reduction itself costs is what that lacks of the columns at the top.
+columns in mode `none`; "the pooled column" is the one at the top that standardises alike, without any reduction.
+A loss meets its bar where both do.
 """

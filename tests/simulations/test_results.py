@@ -13,7 +13,8 @@ from sottovoce.common.summarise import summarise
 from sottovoce.common.summary import read as read_summary
 from sottovoce.simulations import results_private
 from sottovoce.simulations.pages import SCENARIOS
-from sottovoce.simulations.results import LEFT_OUT, groups_of, merged, page
+from sottovoce.simulations.results import LEFT_OUT, page
+from sottovoce.simulations.results_columns import groups_of, merged
 from sottovoce.simulations.results_page import Scored
 from sottovoce.simulations.results_private import CASES, WAYS, Case, noise_of, private_block
 from sottovoce.simulations.results_studies import COLUMNS
@@ -68,7 +69,9 @@ def test_every_figure_of_the_page_is_one_of_the_runs(tmp_path: Path) -> None:
     parts = [_part(tmp_path / "a", (0, 2)), _part(tmp_path / "b", (1, 3, 4))]
     summary = merged(parts)
     scored = [Scored(column=COLUMNS[0], found=_found(), summary=summary)]
-    text = page(scored, parts, {"some": summary}, private=[], more=["## More"], command="a command")
+    text = page(
+        scored, parts, {"some": summary}, mitigation="", private=[], more=["## More"], command="a command"
+    )
     for name in ("central", "federated"):
         arm = summary.arm(name)
         assert f"{100 * arm.uar.value:.1f} [{100 * arm.uar.low:.1f}" in text  # type: ignore[operator]
@@ -83,7 +86,9 @@ def test_every_figure_of_the_page_is_one_of_the_runs(tmp_path: Path) -> None:
     assert f"{len(read_run(parts[0] / 'run.json').cells) * 2} cells" in text
     assert "missed" in text  # a made-up arm is far below the bar
     assert text.count(LEFT_OUT) == 1  # the private rows; what is missing is said where it would stand
-    assert page(scored, parts, {}, private=[], more=[], command="a command").count(LEFT_OUT) == 2
+    assert (
+        page(scored, parts, {}, mitigation="", private=[], more=[], command="a command").count(LEFT_OUT) == 2
+    )
 
 
 @pytest.mark.parametrize("case", [CASES[1], CASES[4]], ids=lambda case: case.name)
@@ -109,10 +114,14 @@ def test_a_private_row_says_whether_it_reaches_its_bar(tmp_path: Path) -> None:
         case=case, study=study, uar=arm.uar, without=arm.uar, loss=loss, stamp="a stamp"
     )
     poor = replace(row, uar=replace(arm.uar, value=0.1))
-    assert "44: met" in private_block([row])
-    assert "44: missed" in private_block([poor])
+    assert "44: met" in private_block([row], {})
+    assert "44: met" in private_block([row], {"transductive": 0.99})  # a patient's bar is a UAR
+    assert "44: missed" in private_block([poor], {})
     recordings = replace(row, case=CASES[3])
-    assert "-1.5: missed" in private_block([recordings])
+    assert "-1.5: missed" in private_block([recordings], {})
+    close = replace(recordings, loss=replace(loss, value=-0.01))
+    assert "-1.5: met" in private_block([close], {"enrolment": arm.uar.value + 0.01})
+    assert "-1.5: missed" in private_block([close], {"enrolment": arm.uar.value + 0.02})
 
 
 def test_a_federation_of_one_site_is_the_pooled_arm_at_the_sites_of_the_federated_one(tmp_path: Path) -> None:

@@ -79,7 +79,8 @@ def test_the_page_tells_the_gap_and_what_was_closed_of_it(tmp_path: Path) -> Non
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
     assert [row[1] for row in rows] == ["50.0", "60.0", "90.0"]
     assert [row[2].split(" [")[0] for row in rows] == ["-40.0", "-30.0", "+0.0"]
-    assert [row[4].strip(" |") for row in rows] == ["", "25 %", "100 %"]
+    assert [row[3] for row in rows] == ["-40.0 to -40.0", "-30.0 to -30.0", "+0.0 to +0.0"]
+    assert [row[5].strip(" |") for row in rows] == ["", "25 %", "100 %"]
     assert text.endswith("FedAvg loses 40.0 points; scaffold closes 100 % of that.\n")
 
 
