@@ -352,6 +352,41 @@ simulated: NOT PRIVATE); they come of one noise for all sites, in {columns} colu
 """
 
 
+def document_of(
+    study_file: Path, ravdess: Path, out: Path, *, seeds: Sequence[int], quick: bool, methods: Sequence[str]
+) -> dict[str, Any]:
+    """Measures, or finds what was measured of the same study by the same seeds and methods in `out`.
+
+    `quick` takes the first fold alone. Writes augmentations.json and augmentations.md.
+    """
+    place, study = out / "augmentations.json", load(study_file)
+    wanted = {
+        "study": study.digest()[:16],
+        "seeds": ", ".join(map(str, seeds)),
+        "methods": list(methods),
+        "quick": quick,
+    }
+    if place.exists():
+        found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+        if {key: found.get(key) for key in wanted} == wanted:
+            return found
+    table = read_table(study_file, ravdess)
+    tried = [one for one in methods if one != COPIES or (table.copies > 0).any()]
+    folds = []
+    for seed in seeds:
+        for setting, withheld, lost in settings(table, seed=seed):
+            folds.append(measure(setting, withheld, lost, tried))
+            print(f"seed {seed}, fold {setting.fold}", flush=True)
+            if quick:
+                break
+    command = "python -m sottovoce.simulations.augmentations --ravdess DIR" + " --quick" * quick
+    document = wanted | {"commit": commit(), "command": command, "folds": folds}
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(place, json.dumps(document, indent=1))
+    write_text(out / "augmentations.md", block(document))
+    return document
+
+
 def main() -> None:
     """Measures and writes augmentations.json and augmentations.md."""
     parser = argparse.ArgumentParser(description="Compare ways to make up for a lost emotion.")
@@ -365,27 +400,14 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    table = read_table(arguments.study, arguments.ravdess)
-    methods = [one for one in arguments.methods if one != COPIES or (table.copies > 0).any()]
-    seeds = [0] if arguments.quick else list(range(arguments.seeds))
-    found = []
-    for seed in seeds:
-        for setting, withheld, lost in settings(table, seed=seed):
-            found.append(measure(setting, withheld, lost, methods))
-            print(f"seed {seed}, fold {setting.fold}", flush=True)
-            if arguments.quick:
-                break
-    document = {
-        "commit": commit(),
-        "study": table.study.digest()[:16],
-        "seeds": ", ".join(map(str, seeds)),
-        "command": "python -m sottovoce.simulations.augmentations --ravdess DIR"
-        + " --quick" * arguments.quick,
-        "folds": found,
-    }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    write_text(arguments.out / "augmentations.json", json.dumps(document, indent=1))
-    write_text(arguments.out / "augmentations.md", block(document))
+    document = document_of(
+        arguments.study,
+        arguments.ravdess,
+        arguments.out,
+        seeds=[0] if arguments.quick else list(range(arguments.seeds)),
+        quick=arguments.quick,
+        methods=arguments.methods,
+    )
     print(block(document))
 
 

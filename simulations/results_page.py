@@ -215,4 +215,6 @@ def machine(facts: Sequence[RunFacts]) -> str:
     )
     versions = ", ".join(f"{name} {version}" for name, version in sorted(facts[0].versions.items()))
     n_cells = sum(len(one.cells) for one in facts)
-    return f"Machine: {place}{minutes:.0f} core minutes in {n_cells} cells. Versions: {versions}."
+    begun = sorted(one.started for one in facts if one.started)
+    when = f" Runs of the columns begun {begun[0]} to {begun[-1]}." if begun else ""
+    return f"Machine: {place}{minutes:.0f} core minutes in {n_cells} cells.{when} Versions: {versions}."

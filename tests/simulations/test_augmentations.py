@@ -1,11 +1,26 @@
 """Claims about the comparison of augmentations: who is left out, what is lost, and what a figure is."""
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from sottovoce.common.errors import SottovoceError
 from sottovoce.common.study import load
 from sottovoce.simulations.augmentation_methods import Part, augmented
-from sottovoce.simulations.augmentations import KEPT, Row, Table, block, measure, rows_of, settings, verdicts
+from sottovoce.simulations.augmentations import (
+    KEPT,
+    Row,
+    Table,
+    block,
+    document_of,
+    measure,
+    rows_of,
+    settings,
+    verdicts,
+)
 from sottovoce.simulations.pages import SCENARIOS
 from sottovoce.simulations.softmax import Head, adjusted, fit_head
 
@@ -107,3 +122,28 @@ def test_a_head_finds_the_optimum_and_does_not_see_rows_of_weight_zero() -> None
     powers = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
     slope = (powers - np.eye(3)[labels[:30]]).T @ rows[:30] / 30 + 0.1 * fewer.weights
     assert np.abs(slope).max() < 2e-3
+
+
+def test_what_was_measured_is_found_again_and_nothing_else(tmp_path: Path) -> None:
+    study_file = SCENARIOS / "augmentations.toml"
+    document = {
+        "study": load(study_file).digest()[:16],
+        "seeds": "0, 1",
+        "methods": ["none", "mixing"],
+        "quick": False,
+        "folds": [{"a": "figure"}],
+    }
+    (tmp_path / "augmentations.json").write_text(json.dumps(document))
+    nowhere = tmp_path / "no corpus"
+
+    def asked(seeds: Sequence[int], methods: Sequence[str], quick: bool) -> object:
+        return document_of(study_file, nowhere, tmp_path, seeds=seeds, quick=quick, methods=methods)
+
+    assert asked((0, 1), ("none", "mixing"), False) == document
+    for seeds, methods, quick in (
+        ((0,), ("none", "mixing"), False),
+        ((0, 1), ("none",), False),
+        ((0, 1), ("none", "mixing"), True),
+    ):
+        with pytest.raises(SottovoceError, match="no corpus"):
+            asked(seeds, methods, quick)
