@@ -4,7 +4,8 @@ A node finds its data and study in its own configuration, `site-folder` and `stu
 none (Flower's simulation), in the run's: `sites-folder`, of whose subfolders, in order of name, it takes the
 one that `partition-id` counts to from 0. In a private mode it works through its ledger, `ledger-folder` (or the
 folder of the site's name in the run's `ledgers-folder`), and refuses where there is none. What it keeps of its own from
-round to round, where a study asks for that, lies in `state-folder` (or by the site's name in `state-folders`).
+round to round, where a study asks for that, lies in `state-folder` (or by the site's name in `state-folders`), sealed
+where `state-key` names a key.
 
 Guarantees:
   - Equal messages to equal sites give equal replies, to the bit, in whatever process and in whatever order.
@@ -15,6 +16,7 @@ Guarantees:
     a simulation, and not at a site that has a ledger. Such a site also asks its ledger before mode `none`.
   - Where the study has secure sums, nothing leaves but under masks, in five phases (`client/secure.py`); a plain
     request for an update or counts is refused. An attempt's secrets are in `Context.state`: in memory alone.
+  - After a withdrawal what a site trains of its own begins anew, from the next message on; what it had is removed.
   - What is cached in a process (opened sites without their pages, one model) is bounded.
 """
 
@@ -36,16 +38,18 @@ from torch import nn
 
 from sottovoce.client import scaffold
 from sottovoce.client.evaluate import confusion, mean_loss
+from sottovoce.client.features_at_rest import key_named
 from sottovoce.client.instruction import NOT_OF_THE_STUDY, is_of_study
-from sottovoce.client.personal import PersonalState
+from sottovoce.client.personal import RELEASED, PersonalState
 from sottovoce.client.personalise import (
     Round,
+    keep_head,
     keeps_head,
-    kept_here,
     scored_weights,
     started,
     train_in_turn,
     train_own,
+    without_head,
 )
 from sottovoce.client.releases import (
     NOTHING_RELEASED,
@@ -84,6 +88,7 @@ from sottovoce.common.weights import Array, Layout, ModelWeights, digest_beside
 CACHE_SITES = 128  # each holds a file descriptor, of which a process has about a thousand
 
 Metrics = Mapping[str, int | float | list[int]]
+Keep = Callable[[Mapping[str, Array]], None]
 _log = logging.getLogger(__name__)
 
 app = ClientApp()
@@ -265,40 +270,63 @@ def _updated(
     """Trains; returns metrics, weights and a checkpoint, if any. What the site keeps of it is then on its disk."""
     shared, spec = visit.control, visit.personal
     if keeps_head(spec):
-        state = _state(context, visit)
+        state, _ = _own(context, visit)
         visit.weights.write(started(state, sent, visit.round))
-        metrics, trained, checkpoint = _plainly_updated(context, visit, data, called, sent)
-        return metrics, kept_here(state, trained, sent, visit.round), checkpoint
+        metrics, trained, checkpoint = _plainly_updated(
+            context, visit, data, called, sent, keep=lambda new: keep_head(state, new, visit.round)
+        )
+        _forget_what_was_overtaken(context, visit)
+        return metrics, without_head(trained, sent), checkpoint
     if shared is None:
         said = _plainly_updated(context, visit, data, called, sent)
         _train_own(context, visit, data, sent)
         return said
-    steps = _steps(visit)
-    state = _state(context, visit)
-    own = state.read(visit.counted) if visit.counted else {n: np.zeros_like(a) for n, a in sent.items()}
+    descent = _steps(visit) * learning_rate_at(visit.study.training, visit.round, visit.rounds)
+    state, own = _controlled(context, visit, shared)
     corrected = replace(visit, correction=scaffold.correction(own, shared))
-    said = _plainly_updated(context, corrected, data, called, sent)
-    descent = steps * learning_rate_at(visit.study.training, visit.round, visit.rounds)
-    after = scaffold.control_after(own, shared, sent=sent, trained=said[1], descent=descent)
-    state.write(visit.round, after, oldest=visit.counted)
+
+    def keep(trained: Mapping[str, Array]) -> None:
+        after = scaffold.control_after(own, shared, sent=sent, trained=trained, descent=descent)
+        state.write(visit.round, after, oldest=visit.counted)
+
+    said = _plainly_updated(context, corrected, data, called, sent, keep=keep)
+    _forget_what_was_overtaken(context, visit)
     return said
+
+
+def _controlled(
+    context: Context, visit: "_Visit", shared: Mapping[str, Array]
+) -> tuple[PersonalState, Mapping[str, Array]]:
+    """Returns where this site keeps its control, and the control that it has: of the round that counted last.
+
+    In a private mode it is of released numbers alone, and outlives a withdrawal as the shared model does. Else it was
+    computed from the recordings of those who have withdrawn, too: such a site begins anew with the shared control,
+    which is a round without correction.
+    """
+    if visit.private:
+        state = _kept(context, visit, RELEASED)
+    else:
+        state, _ = _own(context, visit)
+        if visit.counted and state.begins_anew(visit.counted):
+            return state, shared
+    if not visit.counted:
+        return state, {name: np.zeros_like(array) for name, array in shared.items()}
+    return state, state.read(visit.counted)
 
 
 def _train_own(context: Context, visit: "_Visit", data: SiteData, sent: Mapping[str, Array]) -> None:
     """Trains the model that this site has beside the shared one, if the study says so. Nothing of it leaves."""
     if isinstance(visit.personal, Ditto):
-        own = _still_there(context, visit, data)
-        train_own(visit.model, own, visit.personal, _state(context, visit), sent, visit.here)
+        state, gone = _own(context, visit)
+        train_own(visit.model, _without(data, gone), visit.personal, state, sent, visit.here)
+        _forget_what_was_overtaken(context, visit)
         visit.data.release()
 
 
-def _still_there(context: Context, visit: "_Visit", data: SiteData) -> SiteData:
-    """Returns the recordings without those of patients who withdrew, at a site whose ledger knows of them."""
-    if not _keeps_ledger(context):
-        return data
-    with SiteLedger.open(_ledger_folder(context, visit.data.site)) as ledger:
-        gone = ledger.gone()
-    return data.select(np.array([patient not in gone for patient in data.patients], np.bool_))
+def _without(data: SiteData, gone: frozenset[str]) -> SiteData:
+    return (
+        data.select(np.array([patient not in gone for patient in data.patients], np.bool_)) if gone else data
+    )
 
 
 def _write_scored(context: Context, visit: "_Visit", sent: Mapping[str, Array]) -> None:
@@ -310,8 +338,8 @@ def _write_scored(context: Context, visit: "_Visit", sent: Mapping[str, Array]) 
     spec = visit.personal
     if spec is None or (visit.private and not keeps_head(spec)):
         return
-    trainable = _still_there(context, visit, visit.trainable)
-    state = _state(context, visit)
+    state, gone = _own(context, visit)
+    trainable = _without(visit.trainable, gone)
     visit.weights.write(scored_weights(visit.model, trainable, spec, state, sent, visit.here))
 
 
@@ -324,22 +352,55 @@ def _steps(visit: "_Visit") -> int:
     return steps
 
 
-def _state(context: Context, visit: "_Visit") -> PersonalState:
+def _own(context: Context, visit: "_Visit") -> tuple[PersonalState, frozenset[str]]:
+    """Returns where this site keeps what it trains of its own, and the patients who withdrew, of one moment.
+
+    After each withdrawal that is another, empty place, and what was kept before is removed.
+    """
+    if not _keeps_ledger(context):
+        return _kept(context, visit, ""), frozenset()
+    with SiteLedger.open(_ledger_folder(context, visit.data.site)) as ledger:
+        mark, gone = ledger.gone_mark(), ledger.gone()
+    state = _kept(context, visit, mark)
+    state.begin()
+    return state, gone
+
+
+def _forget_what_was_overtaken(context: Context, visit: "_Visit") -> None:
+    """Removes what was just kept, where somebody withdrew while it was being trained."""
+    if _keeps_ledger(context):
+        _own(context, visit)
+
+
+def _kept(context: Context, visit: "_Visit", series: str) -> PersonalState:
+    key = context.node_config.get("state-key")  # its name; never from the run's configuration
     return PersonalState(
         _state_folder(context, visit.data.site),
         study_digest=visit.study.digest(),
         seed=visit.seed,
         fold=visit.fold,
+        series=series,
+        key=None if key is None else key_named(str(key)),
         synchronised=_keeps_ledger(context),
     )
 
 
 def _plainly_updated(
-    context: Context, visit: "_Visit", data: SiteData, called: Called, sent: Mapping[str, Array]
+    context: Context,
+    visit: "_Visit",
+    data: SiteData,
+    called: Called,
+    sent: Mapping[str, Array],
+    *,
+    keep: Keep = lambda trained: None,
 ) -> tuple[Metrics, Mapping[str, Array], str]:
-    """Trains, in mode `local` or none, with or without a ledger; returns metrics, weights and a checkpoint, if any."""
+    """Trains, in mode `local` or none, with or without a ledger; returns metrics, weights and a checkpoint, if any.
+
+    `keep` is called with trained weights before their release is committed, and never for one that is sent again:
+    bytes of before a withdrawal are not kept after it.
+    """
     if visit.private:
-        folder = _ledger_folder(context, data.site)
+        folder, layout = _ledger_folder(context, data.site), Layout.of(sent)
         check_units(visit.data, visit.study)  # of the whole site: features were standardised over all of it
         released = release_update(
             folder,
@@ -350,12 +411,13 @@ def _plainly_updated(
             proximal_mu=visit.proximal_mu,
             correction=visit.correction,
             group_weights=visit.group_weights,
+            keep=lambda flat: keep(layout.unflatten(flat)),
             device=visit.device,
         )
         flat = np.frombuffer(released.data, "<f4").astype(np.float32)
         spec = visit.study.privacy
         steps = spec.steps_per_round if isinstance(spec, LocalPrivacy) else 0
-        return {"n-steps": steps}, Layout.of(sent).unflatten(flat), released.checkpoint
+        return {"n-steps": steps}, layout.unflatten(flat), released.checkpoint
     if _keeps_ledger(context):  # also without privacy nothing leaves that the ledger does not know
         opened = release_openly(
             _ledger_folder(context, data.site),
@@ -363,10 +425,10 @@ def _plainly_updated(
             data,
             called,
             UPDATE,
-            lambda kept: _packed(*_trained(visit, kept)),
+            lambda kept: _packed(*_trained(visit, kept, keep)),
         )
         return *_unpacked(opened.data, sent), ""
-    return *_trained(visit, data), ""
+    return *_trained(visit, data, keep), ""
 
 
 def _counted(
@@ -392,7 +454,7 @@ def _counted(
     return np.frombuffer(opened.data, "<i8").astype(np.int64), ""
 
 
-def _trained(visit: "_Visit", data: SiteData) -> tuple[Metrics, dict[str, Array]]:
+def _trained(visit: "_Visit", data: SiteData, keep: Keep) -> tuple[Metrics, dict[str, Array]]:
     begun = _loss(visit, data) if isinstance(visit.study.federation.strategy, QFedAvg) else None
     result = _train(visit, data)
     visit.data.release()
@@ -401,7 +463,9 @@ def _trained(visit: "_Visit", data: SiteData) -> tuple[Metrics, dict[str, Array]
         "n-examples": result.n_examples,
         "n-steps": result.n_steps,
     }
-    return metrics, visit.weights.copy()
+    weights = visit.weights.copy()
+    keep(weights)
+    return metrics, weights
 
 
 def _loss(visit: "_Visit", data: SiteData) -> float:

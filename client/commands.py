@@ -260,13 +260,17 @@ def ledger_withdraw(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take a patient out of all later training. The ledger says that it happened, never who."""
+    """Take a patient out of all later training. The ledger says that it happened, never who.
+
+    What this hospital had trained of its own is removed, and begins anew without that patient.
+    """
     from sottovoce.client.site_ledger import SiteLedger
 
     with SiteLedger.open(folder) as site:
         # Asked for, it stays out of the shell's history and the list of processes.
         who = patient if patient is not None else typer.prompt("Patient's id, as in the corpus", err=True)
         withdrawals = site.withdraw(domain, who)
+    _forget_own(folder)
     if as_json:
         _print_json({"domain": domain, "withdrawals": withdrawals})
         return
@@ -276,6 +280,23 @@ def ledger_withdraw(
     typer.echo(
         "The id was taken as written: a misspelt one matches nobody. What was released before stays spent."
     )
+
+
+def _forget_own(ledger: Path) -> None:
+    """Removes what a hospital trained of its own with everybody: its next round begins without who withdrew."""
+    from sottovoce.client.home import SETTINGS, STATE
+    from sottovoce.client.personal import forget
+
+    home = ledger.resolve().parent
+    if not (home / SETTINGS).is_file():
+        return
+    try:
+        forget(home / STATE)
+    except OSError as error:
+        raise LedgerError(
+            f"The withdrawal is recorded. {home / STATE}: expected to remove what was trained here with everybody; it "
+            f"cannot be written ({error.strerror}). Remove that folder, or say it again."
+        ) from None
 
 
 @ledger_app.command("rotate-key")

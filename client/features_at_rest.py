@@ -42,8 +42,11 @@ AtRest = Literal["missing", "plain", "sealed"]
 def features_key(hospital: Hospital) -> bytes | None:
     """Returns the key that `hospital.toml` names, None where it names none. Raises: KeyFileError."""
     named = hospital.settings.features_key
-    if named is None:
-        return None
+    return None if named is None else key_named(named)
+
+
+def key_named(named: str) -> bytes:
+    """Returns the key of a file, or of a credential of systemd. Raises: KeyFileError."""
     path = Path(named)
     if named.startswith(CREDENTIAL):
         folder = os.environ.get("CREDENTIALS_DIRECTORY")

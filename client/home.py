@@ -31,7 +31,7 @@ from sottovoce.common.files import write_whole
 from sottovoce.common.keys import SigningKey
 from sottovoce.common.settings import make_folders, read_settings, settings_from
 
-SETTINGS, COORDINATOR_FILE = "hospital.toml", "coordinator.json"
+SETTINGS, COORDINATOR_FILE, STATE = "hospital.toml", "coordinator.json", "state"
 
 Port = Annotated[int, Interval(0, 65_535)]
 Name = Annotated[str, Interval(1, 120)]
@@ -122,7 +122,7 @@ class Hospital:
     @property
     def state(self) -> Path:
         """What this site keeps of its own between the rounds of a study."""
-        return self.folder / "state"
+        return self.folder / STATE
 
     @property
     def weights(self) -> Path:

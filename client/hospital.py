@@ -214,6 +214,7 @@ def _answered(hospital: Hospital, study: Study, question: Message, context: Cont
             "study-file": str(hospital.study_file(digest)),
             "ledger-folder": str(hospital.ledger),
             "state-folder": str(hospital.state),
+            **({} if (key := hospital.settings.features_key) is None else {"state-key": key}),  # its name
             "device": _device(hospital.settings.device),
         },
         context.state,  # itself, not a copy: a secure sum's secrets go from phase to phase in it

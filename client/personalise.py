@@ -52,11 +52,15 @@ def started(state: PersonalState, sent: Weights, round: int) -> dict[str, Array]
     return dict(sent) if last is None else {**sent, **state.read(last)}
 
 
-def kept_here(state: PersonalState, trained: Weights, sent: Weights, round: int) -> dict[str, Array]:
-    """Keeps the head that a round left; returns the weights as they leave: with the head that came."""
+def keep_head(state: PersonalState, trained: Weights, round: int) -> None:
+    """Keeps the head that a round left."""
     own = {name: array for name, array in trained.items() if is_head(name)}
     state.write(round, own, oldest=state.before(round) or round)
-    return {name: sent[name] if name in own else array for name, array in trained.items()}
+
+
+def without_head(trained: Weights, sent: Weights) -> dict[str, Array]:
+    """Returns the weights as they leave: with the head that came."""
+    return {name: sent[name] if is_head(name) else array for name, array in trained.items()}
 
 
 def train_in_turn(model: nn.Module, data: SiteData, spec: FedRep, now: Round) -> TrainResult:

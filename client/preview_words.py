@@ -78,8 +78,8 @@ def not_covered_of(study: Study) -> Iterator[str]:
         yield beyond
     if isinstance(study.federation.personalisation, Ditto):
         yield (
-            "this hospital's own model on its disk: it is trained without noise and sent to nobody, and what it "
-            "learned of a patient who withdraws stays in it until the study's folder in state/ is removed"
+            "this hospital's own model on its disk: it is trained without noise and sent to nobody; when a patient "
+            "withdraws it is removed, and begun anew without that patient"
         )
     if named := sorted({part.kind for stream in study.streams for part in stream.encoders}):
         yield (

@@ -84,9 +84,12 @@ def release_update(
     proximal_mu: float = 0.0,
     correction: Weights | None = None,
     group_weights: Sequence[float] = (),
+    keep: Callable[[npt.NDArray[np.float32]], None] = lambda values: None,
     device: str = "cpu",
 ) -> Released:
     """Trains `model` privately on `data` and returns the new weights, flat, as little-endian float32.
+
+    `keep` is called with what was just trained, before it is committed; not with what is sent again.
 
     Raises:
         Refusal: the site's ledger says no, or nothing could be released.
@@ -107,6 +110,7 @@ def release_update(
             group_weights=group_weights,
             device=device,
         )
+        keep(update.values)
         return update.values.astype("<f4").tobytes()
 
     ask = called.ask(UPDATE, steps=spec.steps_per_round)

@@ -217,6 +217,14 @@ class SiteLedger:
         """Returns everybody who withdrew, from whichever domain: for the sampler. Private."""
         return frozenset(row["patient"] for row in self._withdrawn_rows())
 
+    def gone_mark(self) -> str:
+        """Returns a mark of who withdrew, for names of files: another one after each withdrawal; "" for nobody.
+
+        An HMAC under the site's key: a hash of a list of patients could be guessed.
+        """
+        gone = json.dumps(sorted(self.gone())).encode()
+        return self.ledger.digest_key.digest("withdrawn", gone)[:32] if self.gone() else ""
+
     def grant(self, study: Study) -> int:
         """Returns the open grant of a study, the newest if there are several.
 

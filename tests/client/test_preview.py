@@ -323,8 +323,8 @@ def test_a_model_of_ones_own_without_noise_is_said_to_lie_here(tmp_path: Path) -
     study = plain_study("local", tmp_path)
     own = replace(study, federation=replace(study.federation, personalisation=Ditto(kind="ditto")))
     assert [text for text in not_covered_of(own) if text not in list(not_covered_of(study))] == [
-        "this hospital's own model on its disk: it is trained without noise and sent to nobody, and what it "
-        "learned of a patient who withdraws stays in it until the study's folder in state/ is removed"
+        "this hospital's own model on its disk: it is trained without noise and sent to nobody; when a patient "
+        "withdraws it is removed, and begun anew without that patient"
     ]
 
 

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from sottovoce.client import scaffold as at_site
 from sottovoce.client.app import app as client_app
-from sottovoce.client.personal import PersonalState
+from sottovoce.client.personal import RELEASED, PersonalState
 from sottovoce.client.traffic import messages_of
 from sottovoce.common import models
 from sottovoce.common import study as studies
@@ -97,7 +97,11 @@ class Place:
     def control(self, site: str, round: int) -> np.ndarray:
         """Returns what a site keeps of a round, flat."""
         state = PersonalState(
-            self.states / site, study_digest=self.study.digest(), seed=CELL.seed, fold=CELL.fold
+            self.states / site,
+            study_digest=self.study.digest(),
+            seed=CELL.seed,
+            fold=CELL.fold,
+            series="" if self.study.privacy.mode == "none" else RELEASED,
         )
         return Layout.of(self.weights).flatten(state.read(round)).astype(np.float64)
 
