@@ -18,8 +18,10 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import combinations
+from itertools import combinations, repeat
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +81,15 @@ class Found:
     choices: tuple[Choice, ...]
 
 
-def choices_of(candidates: Sequence[Candidate], recordings: Recordings) -> tuple[Choice, ...]:
-    """Returns the choice for each outer fold."""
-    inner = [_inner_uars(candidate, recordings) for candidate in candidates]
+def choices_of(
+    candidates: Sequence[Candidate], recordings: Recordings, *, workers: int = 1
+) -> tuple[Choice, ...]:
+    """Returns the choice for each outer fold: the same for any number of workers."""
+    if workers == 1:
+        inner = [_inner_uars(candidate, recordings) for candidate in candidates]
+    else:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            inner = list(pool.map(_inner_uars, candidates, repeat(recordings)))
     folds = sorted(set(recordings.folds.tolist()))
     return tuple(
         Choice(
@@ -119,7 +127,7 @@ def search(column: Column, ravdess: Path, *, workers: int = 1) -> Found:
     first = _study(column, column.grid[0])
     made = list(_candidates(column, ravdess, workers))
     recordings = made[0][1]
-    found = choices_of([candidate for candidate, _ in made], recordings)
+    found = choices_of([candidate for candidate, _ in made], recordings, workers=workers)
     return Found(column=column.title, digest=first.digest(), compared=column.grid, choices=found)
 
 

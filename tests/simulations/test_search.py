@@ -57,6 +57,11 @@ def test_the_best_inner_setting_is_chosen_and_the_simplest_of_equals() -> None:
     assert all(choice.setting == SETTINGS[0] for choice in choices_of(same, recordings))
 
 
+def test_two_workers_choose_as_one_does_to_the_bit() -> None:
+    candidates, recordings = _case(np.random.default_rng(6))
+    assert choices_of(candidates, recordings, workers=2) == choices_of(candidates, recordings)
+
+
 def test_a_search_that_was_written_is_read_again_with_its_counts(tmp_path: Path) -> None:
     candidates, recordings = _case(np.random.default_rng(5))
     found = Found(
