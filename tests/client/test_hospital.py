@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -16,8 +17,11 @@ from sottovoce.client import agent_files
 from sottovoce.client import app as client_app
 from sottovoce.client import hospital as hospitals
 from sottovoce.client.agent_files import SECURITY
+from sottovoce.client.features_at_rest import forget_opened
+from sottovoce.client.features_at_rest import seal as seal_features
 from sottovoce.client.home import Hospital
 from sottovoce.client.hospital import SealedApp
+from sottovoce.client.personal import PersonalState
 from sottovoce.client.releases import LEDGER_SAYS_NO, NOTHING_RELEASED
 from sottovoce.client.site_ledger import SiteLedger
 from sottovoce.common import models
@@ -35,7 +39,7 @@ from sottovoce.common.flower import (
     error_reply,
     stamp,
 )
-from sottovoce.common.keys import SigningKey
+from sottovoce.common.keys import SigningKey, write_secret
 from sottovoce.common.ledger.entries import Burn, Commit, Reserve
 from sottovoce.common.ledger.verify import entries_of
 from sottovoce.common.records import pack, unpack
@@ -54,12 +58,14 @@ class Ward:
 
     folder: Path
     privacy: str = '{ mode = "none" }'
+    federation: str = ""
     key: SigningKey = field(default_factory=SigningKey.generate)
     n_asked: int = 0
 
     def __post_init__(self) -> None:
         adopt_task_identity()
-        file = write_study(self.folder / "study.toml", n_sites=1, training=SGD, privacy=self.privacy)
+        more = {"privacy": self.privacy, "federation": self.federation}
+        file = write_study(self.folder / "study.toml", n_sites=1, training=SGD, **more)
         self.study = studies.load(file)
         data = write_sites(self.folder / "sites", 1)[SITE]
         self.hospital = make_hospital(self.folder / "home", SITE, file, data, self.key.public_hex)
@@ -106,6 +112,28 @@ class Ward:
 @pytest.fixture
 def ward(tmp_path: Path) -> Ward:
     return Ward(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="features are opened in a file system of memory")
+def test_a_hospital_that_seals_its_features_seals_what_it_trains_of_its_own(tmp_path: Path) -> None:
+    ward = Ward(tmp_path, federation='secure_sum = false, personalisation = { kind = "ditto" }')
+    digest, key, home = ward.study.digest(), tmp_path / "key", ward.hospital.folder
+    write_secret(key, secrets.token_bytes(32))
+    with (home / "hospital.toml").open("a") as settings:
+        settings.write(f'\nfeatures_key = "{key}"\n')
+    ward.hospital = Hospital.open(home)
+    features = ward.hospital.features(digest)
+    features.rename(tmp_path / "open")
+    seal_features(tmp_path / "open", features, key.read_bytes(), site=SITE, study=digest)
+    try:
+        question = ward.sealed(body=ward.body(personal=True))
+        assert not ward.answer(question).has_error()
+    finally:
+        forget_opened(ward.hospital)
+    (kept,) = (path for path in ward.hospital.state.rglob("*") if path.is_file())
+    assert kept.suffix == ".sealed"
+    state = PersonalState(ward.hospital.state, study_digest=digest, seed=0, fold=-1, key=key.read_bytes())
+    assert set(state.read(1)) == set(ward.weights)
 
 
 def other_study(ward: Ward) -> str:

@@ -22,7 +22,7 @@ from sottovoce.common.ledger.reading import read_ledger, readable_entries
 from sottovoce.common.processes import began
 from tests.fakes import hospitals, superlinks
 from tests.fakes.sites import private_study
-from tests.fakes.superlinks import agent, until
+from tests.fakes.superlinks import agent, agent_thread, until
 
 APP = "tests.fakes.site_apps:releasing"
 
@@ -81,15 +81,30 @@ def test_stop_now_ends_training_within_five_seconds_burns_and_names_what_had_lef
         assert stopped.seconds < 5.0
         assert began(worker) != since, "the process that trained is gone"
         assert time.monotonic() - start < 60.0, "and the ledger is read soon after"
-        assert process.wait(60) == 0
-    assert stopped.agent == "ended"
+        # It has `PATIENCE_SECONDS` to end by itself, which on a machine with much else to do may be too few.
+        assert (process.wait(60), stopped.agent) in ((0, "ended"), (-signal.SIGKILL, "was killed"))
     assert [(left.what, left.rounds, left.n_releases) for left in stopped.left] == [("update", (1,), 1)]
     assert stopped.left[0].name == "tiny"
     assert stopped.left[0].epsilon is not None
     assert stopped.left[0].epsilon > 0.0
     assert [burn.release for burn in burns(hospital)] == list(stopped.burned)
     assert len(stopped.burned) == 1
-    assert "stopped" in run.wait(asked)["replies"][str(node)]["error"], "the round need not wait"
+    if stopped.agent == "ended":
+        assert "stopped" in run.wait(asked)["replies"][str(node)]["error"], "the round need not wait"
+
+
+def test_an_agent_that_is_stopped_in_training_says_so_to_the_round_and_ends_by_itself(
+    superlink: superlinks.Superlink, run: superlinks.Run, tmp_path: Path
+) -> None:
+    hospital, mark = ready(superlink, "stop-told"), tmp_path / "at-work"
+    node = superlink.nodes["stop-told"]
+    with agent_thread(hospital, app=APP) as ending:
+        until(lambda: read_status(hospital.run).get("connected"))
+        asked = run.start(node, config={"round": 1, "sleep": 600.0, "touch": str(mark)}, ttl=600.0)
+        until(mark.exists)
+        agent_files.write_stop(hospital.run, agent_files.Stop(now=True))
+        ending.set()
+        assert "stopped" in run.wait(asked)["replies"][str(node)]["error"]
 
 
 def test_a_stop_outlives_restarts_until_it_is_taken_back_and_one_without_now_waits_for_the_message(

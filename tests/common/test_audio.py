@@ -8,13 +8,14 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import librosa
 import numpy as np
 import pytest
 import soundfile
 
-from sottovoce.common import audio_child, audio_stages
+from sottovoce.common import audio, audio_child, audio_stages
 from sottovoce.common.audio import Decoder, Limits, printable
 from sottovoce.common.errors import AudioError, SottovoceError
 from sottovoce.common.study import Audio
@@ -70,7 +71,7 @@ def test_a_hostile_file_is_one_line_that_names_it(
     assert printable(Path(name)) in message
     assert message.isprintable()
     assert len(message) < 600
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < Limits().wall_seconds, "it was refused for what it is"
 
 
 def test_decoding_goes_on_after_hostile_files(
@@ -159,34 +160,37 @@ def test_a_child_killed_in_the_middle_of_work_is_replaced_without_an_error(slow:
     with Decoder(SPEC) as decoder:
         decoder.load(slow)
         first = decoder.child_pid or 0
-        threading.Timer(0.03, os.kill, (first, signal.SIGKILL)).start()
+        os.kill(first, signal.SIGSTOP)  # it takes the request and does not get done with it
+        killer = threading.Timer(0.1, os.kill, (first, signal.SIGKILL))
+        killer.start()
         assert decoder.load(slow).seconds == 40
         assert decoder.child_pid != first
-
-
-def test_a_file_is_blamed_when_two_children_died_of_it(slow: Path) -> None:
-    with Decoder(SPEC) as decoder:
-        stop = threading.Event()
-        killer = threading.Thread(target=_kill_whatever_starts, args=(decoder, stop))
-        killer.start()
-        with pytest.raises(AudioError, match=r"slow\.flac: it made the decoder end twice \(SIGKILL\)"):
-            decoder.load(slow)
-        stop.set()
         killer.join()
+
+
+def test_a_file_is_blamed_when_two_children_died_of_it(slow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Decoder(SPEC) as decoder:
+        decode = audio._Child.decode
+
+        def struck(child: Any, *request: Any) -> Any:
+            os.kill(child.pid, signal.SIGSTOP)  # it takes the request and does not get done with it
+            threading.Timer(0.1, os.kill, (child.pid, signal.SIGKILL)).start()
+            return decode(child, *request)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(audio._Child, "decode", struck)
+            with pytest.raises(AudioError, match=r"slow\.flac: it made the decoder end twice \(SIGKILL\)"):
+                decoder.load(slow)
         assert decoder.load(slow).seconds == 40
-
-
-def _kill_whatever_starts(decoder: Decoder, stop: threading.Event) -> None:
-    while not stop.wait(0.02):
-        if (pid := decoder.child_pid) is not None:
-            os.kill(pid, signal.SIGKILL)
 
 
 def test_a_child_that_stalls_is_killed_in_time(tmp_path: Path) -> None:
     path = recording(tmp_path, tone())
-    with Decoder(SPEC, Limits(wall_seconds=0.3)) as decoder:
+    with Decoder(SPEC) as decoder:
         decoder.load(path)
-        stalled = decoder.child_pid or 0
+        stalled, child = decoder.child_pid or 0, decoder._child
+        assert child is not None
+        child._limits = Limits(wall_seconds=0.3)  # its own alone: the one that comes after has its full time
         os.kill(stalled, signal.SIGSTOP)
         with pytest.raises(AudioError, match="took too long"):
             decoder.load(path)
@@ -222,7 +226,7 @@ def test_the_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     command = [sys.executable, "-c", script, str(recording(tmp_path, tone()))]
     parent = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert parent.returncode == -signal.SIGKILL
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while _exists(int(parent.stdout)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _exists(int(parent.stdout))

@@ -7,7 +7,6 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -226,12 +225,12 @@ def test_a_site_cannot_hold_all_connections(at: Place) -> None:
         for _ in range(front_module.CONNECTIONS_PER_SITE):
             line = context.wrap_socket(socket.create_connection(address), server_hostname="localhost")
             held.enter_context(line).sendall(question)
-        time.sleep(0.3)
         with (
             at.client(at.certify("greedy", "site")) as again,
             at.client(at.certify("modest", "site")) as other,
         ):
-            assert again.post(PULL).status_code == 503  # Flower's nodes wait and try again after a 503
+            # Flower's nodes wait and try again after a 503. nginx counts a line once it has read its question.
+            until(lambda: again.post(PULL).status_code == 503, "all lines to be counted")
             assert other.post(PULL).status_code == 401
 
 
@@ -273,10 +272,10 @@ def test_a_reload_under_a_stream_of_requests_fails_none(
     with ThreadPoolExecutor(4) as pool:
         streams = [pool.submit(stream) for stream in (anew, anew, kept, kept)]
         try:
-            for _ in range(4):
+            for n in range(4):
                 at.serve()
                 front.reload()
-                time.sleep(0.1)
+                until(lambda: len(answered) > 12 * (n + 1), "requests between two reloads")  # noqa: B023
         finally:
             over.set()
         for stream in streams:
@@ -373,7 +372,7 @@ def test_nginx_ends_with_the_coordinator_and_a_new_one_ends_what_was_left(tmp_pa
     code = (
         "import sys, time; from pathlib import Path; from sottovoce.server.home import CoordinatorHome; "
         "from sottovoce.server.front import Front; front = Front(CoordinatorHome.open(Path(sys.argv[1]))).start(); "
-        "print(front.process_id, flush=True); time.sleep(60)"
+        "print(front.process_id, flush=True); time.sleep(600)"
     )
     command = [sys.executable, "-c", code, str(at.home.folder)]
     paths = environment(PYTHONPATH=str(ROOT / "src"))
