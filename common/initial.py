@@ -143,7 +143,8 @@ def verify(initial: Initial, public_key: str) -> None:
     if initial.public_key != public_key.lower():
         raise WeightsError(
             f"Expected an initial file signed by the key {public_key[:16]}…; {initial.public_key[:16]}… signed this "
-            f"one ({initial.statement.signed_by})."
+            f"one ({initial.statement.signed_by}). Ask whoever offers the study whose key that is, before "
+            "`initial_signed_by` names it."
         )
 
 

@@ -100,6 +100,16 @@ class InitialFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AddedRows:
+    """The rows that sites add to their own, where the study names some; `facts` is what the file says of itself."""
+
+    sha256: str
+    per_class: _Natural
+    fill: str
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunFacts:
     """run.json. `ended` is missing while the run goes on; times are ISO 8601 with their offset."""
 
@@ -120,6 +130,7 @@ class RunFacts:
     skipped: tuple[Skipped, ...] = ()
     cells: tuple[CellFacts, ...] = ()
     initial: InitialFacts | None = None
+    added: AddedRows | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,13 @@ def initial_of(study: Study) -> Initial | None:
     verify(found, study.initial_signed_by or "")
     if problems := misfits(study, found):
         raise WeightsError(
-            "\n  ".join([f"The initial file {found.sha256[:16]}… does not fit the study:", *problems])
+            "\n  ".join(
+                [
+                    f"The initial file {found.sha256[:16]}… does not fit the study:",
+                    *problems,
+                    "Make one for this study: `sottovoce server pretrain`.",
+                ]
+            )
         )
     return found
 
@@ -120,6 +126,11 @@ def taken(study: Study, weights: Mapping[str, Array]) -> dict[str, Array]:
         return {}
     names = [name for name in weights if _fits(study, initial, name, weights[name])]
     has_body = not all(map(is_head, weights))
+    if not initial.weights:
+        raise WeightsError(
+            f"transfer: expected an initial file with weights to begin with; {initial.sha256[:16]}… was made by "
+            "--method statistics and has figures alone. Make one by another, or leave [transfer] out."
+        )
     if not [name for name in names if not (has_body and is_head(name))]:
         raise WeightsError(
             f"transfer: expected an initial file with weights of this model; of {initial.sha256[:16]}… none of the "
@@ -167,7 +178,7 @@ def facts_of(study: Study) -> InitialFacts | None:
             for corpus in statement.corpora
         ),
         method=statement.method,
-        figures=tuple(initial.mean) if study.normalisation.from_initial else (),
+        figures=tuple(sorted(initial.mean)) if study.normalisation.from_initial else (),
         reductions=tuple(
             f"{stream.name} to {stream.reduction.columns} columns, by {statement.reduction_by}"
             for stream in study.streams
@@ -206,8 +217,11 @@ def misfits(study: Study, initial: Initial) -> list[str]:
     for stream in study.streams:
         if stream.reduction is not None:
             public_map = initial.reduction.get(stream.name)
-            n_columns = 0 if public_map is None else public_map.shape[1]
-            if n_columns < stream.reduction.columns:
+            if public_map is None:
+                problems.append(
+                    f"streams.{stream.name}.reduction: the file has none of this stream (--reduction makes one)."
+                )
+            elif (n_columns := public_map.shape[1]) < stream.reduction.columns:
                 problems.append(
                     f"streams.{stream.name}.reduction.columns: expected at most {n_columns}; "
                     f"came {stream.reduction.columns}."

@@ -19,6 +19,7 @@ from typing import Literal
 from sottovoce.common.dataset import SiteData
 from sottovoce.common.errors import CorpusError, RunError
 from sottovoce.common.generative import synthetic
+from sottovoce.common.generative.added import MANIFESTS, SEEN, seen_by_models
 from sottovoce.common.generative.gan import GanSpec, train_gan
 from sottovoce.common.generative.gaussians import fit_gaussians
 from sottovoce.common.generative.networks import Labels, Rows, each_class, sample
@@ -63,13 +64,13 @@ def augment(
         CorpusError, AudioError: a folder is no corpus, or leaves nothing to learn.
         RunError: the study's model reads more than one stream.
     """
-    digests = []
+    stream, digests = _stream_of(study), []
     specs = tuple(_spec(study, name) for name in sorted(sources))
     plain = replace(study, corpora=specs, training=replace(study.training, augmentation=Augmentation()))
     recordings = []
     for spec in specs:
         corpus = open_corpus(spec, sources[spec.name], on_event)
-        digests.append(f"{spec.name} {corpus.manifest_digest()}")
+        digests.append((spec.name, corpus.manifest_digest()))
         recordings += list(recordings_of(plain, corpus, on_event))
     cache = cache_folder() / "features"
     prepared = compute_features(plain, recordings, cache, workers, on_event)
@@ -77,7 +78,13 @@ def augment(
         raise CorpusError("--data: expected recordings of at least one class of the study; came none.")
     with tempfile.TemporaryDirectory(prefix="sottovoce-augment-") as folder:
         data = write_site(plain, prepared, SITE, Path(folder) / SITE, cache)
-        facts = {"corpora": "; ".join(digests), "method": plan.method, "seed": str(plan.seed)}
+        facts = {
+            "corpora": "; ".join(f"{name} (manifest {digest[:16]}…)" for name, digest in digests),
+            MANIFESTS: " ".join(digest for _, digest in digests),
+            "method": plan.method,
+            SEEN: seen_by_models(study, stream),
+            "seed": str(plan.seed),
+        }
         return synthetic.write(out, rows_from(plain, data, plan, facts))
 
 
@@ -88,10 +95,7 @@ def rows_from(study: Study, data: SiteData, plan: Plan, facts: Mapping[str, str]
         RunError: the study's model reads several streams, or the method has no rows for its stream.
         CorpusError: a class has no examples.
     """
-    names = sorted(streams_read(study.model))
-    if len(names) != 1:
-        raise RunError(f"Expected a model that reads one stream; it reads {', '.join(names)}.")
-    (name,), n_classes = names, len(study.labels.classes)
+    name, n_classes = _stream_of(study), len(study.labels.classes)
     labels = each_class(n_classes, plan.per_class)
     return synthetic.SyntheticRows(
         streams={name: _made(data, name, labels, plan, n_classes)},
@@ -99,6 +103,16 @@ def rows_from(study: Study, data: SiteData, plan: Plan, facts: Mapping[str, str]
         classes=study.labels.classes,
         facts=facts,
     )
+
+
+def _stream_of(study: Study) -> str:
+    names = sorted(streams_read(study.model))
+    if len(names) != 1:
+        raise RunError(
+            f"Expected a model that reads one stream; {study.model.kind!r} reads {', '.join(names)}, and rows of "
+            "several would not belong together. Take a model of one."
+        )
+    return names[0]
 
 
 def _made(data: SiteData, name: str, labels: Labels, plan: Plan, n_classes: int) -> Rows:

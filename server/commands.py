@@ -174,7 +174,7 @@ def pretrain(
     data: Annotated[
         list[str],
         typer.Option(
-            metavar="NAME=DIR", help="Public recordings; NAME= may be left out for the study's one corpus."
+            metavar="NAME=DIR", help="Public recordings; the folder's own name where NAME= is left out."
         ),
     ],
     out: Annotated[
@@ -206,9 +206,10 @@ def pretrain(
 
     No recordings at hand: `sottovoce corpus synthesize DIR` makes some.
     """
+    from sottovoce.common.keys import SigningKey
     from sottovoce.common.progress import show_progress
     from sottovoce.common.study import load
-    from sottovoce.server.pretrain import Plan, lines_for_study, named_sources, pretrain, signing_key
+    from sottovoce.server.pretrain import Plan, lines_for_study, named_sources, pretrain
 
     loaded = load(study)
     plan = Plan(
@@ -219,11 +220,11 @@ def pretrain(
         seed=seed,
     )
     _must_be_a_folder(out)
-    signer = signing_key(key, out)
+    signer = SigningKey.load(key) if key else SigningKey.generate()
     with show_progress(quiet=as_json) as on_event:
         made = pretrain(
             loaded,
-            named_sources(loaded, data),
+            named_sources(data),
             key=signer,
             out=out,
             signed_by=_plain("--signed-by", signed_by or f"key {signer.public_hex[:16]}"),
@@ -232,11 +233,15 @@ def pretrain(
             device=_choice("--device", device, ("cpu", "cuda")),
             on_event=on_event,
         )
+    kept = None if key else signer.save(out.parent)  # only now: a command that fails leaves no key behind
     if as_json:
         _print_json({"file": str(out), "sha256": made.sha256, "public_key": made.public_key})
         return
     typer.echo(f"Wrote {out}: SHA-256 {made.sha256}")
-    typer.echo(f"Signed by {made.public_key}\n\nFor the study:\n\n{lines_for_study(made, loaded)}")
+    typer.echo(
+        f"Signed by {made.public_key}" + (f": a new key, kept in {kept} to sign more with" if kept else "")
+    )
+    typer.echo(f"{_WHERE_IT_IS_LOOKED_FOR}\n\nFor the study:\n\n{lines_for_study(made, loaded)}")
 
 
 @server_app.command()
@@ -245,7 +250,7 @@ def augment(
     data: Annotated[
         list[str],
         typer.Option(
-            metavar="NAME=DIR", help="Public recordings; NAME= may be left out for the study's one corpus."
+            metavar="NAME=DIR", help="Public recordings; the folder's own name where NAME= is left out."
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write into.")],
@@ -273,12 +278,12 @@ def augment(
     )
     with show_progress(quiet=as_json) as on_event:
         path, digest = make_rows(
-            loaded, named_sources(loaded, data), out=out, plan=plan, workers=workers, on_event=on_event
+            loaded, named_sources(data), out=out, plan=plan, workers=workers, on_event=on_event
         )
     if as_json:
         _print_json({"file": str(path), "sha256": digest})
         return
-    typer.echo(f"Wrote {path}\n\nFor the study, in [training]:\n")
+    typer.echo(f"Wrote {path}\n{_WHERE_IT_IS_LOOKED_FOR}\n\nFor the study, in [training]:\n")
     typer.echo(f'synthetic = {{ sha256 = "{digest}", per_class = {per_class} }}')
 
 
@@ -345,6 +350,12 @@ def stop(home: Home, name: RunName = None) -> None:
         return
     os.kill(process, signal.SIGTERM)
     typer.echo("The coordinator was told to stop. Runs that are not over go on at the next start.")
+
+
+_WHERE_IT_IS_LOOKED_FOR = (
+    "A run finds it by its SHA-256: name its folder in SOTTOVOCE_WEIGHTS for `sottovoce simulate`; a hospital and a "
+    "coordinator put it into weights/ of their homes."
+)
 
 
 def _follow(run: Any, *, detach: bool, as_json: bool) -> None:

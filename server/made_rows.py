@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 
 from sottovoce.common.errors import RunError
+from sottovoce.common.generative.added import SEEN, seen_by_models
 from sottovoce.common.generative.gaussians import from_sums
 from sottovoce.common.generative.networks import Labels, Rows, each_class, sample
 from sottovoce.common.generative.synthetic import SyntheticRows
@@ -43,7 +44,12 @@ def made_rows(study: Study, weights: Weights, others: Mapping[str, Rows], *, see
             rows = fitted.sample(labels, seed=seed)
         case _:
             raise RunError(f"Expected model.kind 'discriminator' or 'moments'; {model.kind!r} makes no rows.")
-    facts = {"study": study.digest(), "seed": str(seed), "model": model.kind}
+    facts = {
+        "study": study.digest(),
+        "seed": str(seed),
+        "model": model.kind,
+        SEEN: seen_by_models(study, model.stream),
+    }
     return SyntheticRows(streams={model.stream: rows}, labels=labels, classes=classes, facts=facts)
 
 

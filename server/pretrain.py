@@ -42,7 +42,7 @@ from sottovoce.common.progress import OnEvent, silent
 from sottovoce.common.provenance import now, versions
 from sottovoce.common.study import Augmentation, CorpusSpec, Normalisation, Study
 from sottovoce.common.transfer import feature_digests
-from sottovoce.server.pretraining import masked_frames, supervised
+from sottovoce.server.pretraining import NO_SEQUENCE, masked_frames, supervised
 
 SITE = "public"
 
@@ -95,10 +95,7 @@ def pretrain(
         WeightsError: the file cannot be written.
     """
     plain = bare(study)
-    if plan.method != "statistics" and study.model.kind in ("discriminator", "moments"):
-        raise RunError(
-            f"--method {plan.method}: expected a model that classifies; {study.model.kind!r} is one that makes rows."
-        )
+    _check_teachable(study, plan)
     corpora = [open_corpus(_spec(plain, name), folder, on_event) for name, folder in sorted(sources.items())]
     many = replace(plain, corpora=tuple(_spec(plain, name) for name in sorted(sources)))
     recordings = [item for corpus in corpora for item in recordings_of(many, corpus, on_event)]
@@ -131,32 +128,24 @@ def pretrain(
     )
 
 
-def signing_key(path: Path | None, out: Path) -> SigningKey:
-    """Returns the key to sign with: the one in a file, or a new one that is kept beside the result.
+def named_sources(said: Sequence[str]) -> dict[str, Path]:
+    """Returns folders by corpus name, from NAME=DIR, or from DIR alone, which gives its own name.
 
-    Raises:
-        KeyFileError: it is no key, or others can read it.
-    """
-    if path is not None:
-        return SigningKey.load(path)
-    key = SigningKey.generate()
-    key.save(out.parent)
-    return key
-
-
-def named_sources(study: Study, said: Sequence[str]) -> dict[str, Path]:
-    """Returns folders by corpus name, from NAME=DIR; where the study has one corpus, DIR alone is that one's.
+    The name is what hospitals will read. A corpus of the study is read by the study's adapter; of any other it is
+    recognised.
 
     Raises:
         CorpusError: a folder has no name, or a name is there twice.
     """
     found: dict[str, Path] = {}
     for text in said:
-        name, equals, folder = text.rpartition("=")
-        if not equals and len(study.corpora) == 1:
-            name = study.corpora[0].name
-        if not name or name in found:
-            raise CorpusError(f"--data: expected NAME=DIR, each name once; came {text!r}.")
+        name, equals, folder = text.partition("=")
+        if not equals or "/" in name:  # a path may hold the sign
+            name, folder = Path(text).resolve().name, text
+        if not name.isprintable() or not 1 <= len(name) <= 60 or name in found:
+            raise CorpusError(
+                f"--data: expected NAME=DIR, each name once and of at most 60 characters; came {text!r}."
+            )
         found[name] = Path(folder)
     return found
 
@@ -221,6 +210,21 @@ def learn(
                 study, data, n_epochs=n_epochs, seed=plan.seed, device=device, tell=on_event
             )
     return Learned(mean=mean, deviation=deviation, reduction=maps, weights=weights, n_epochs=n_epochs)
+
+
+def _check_teachable(study: Study, plan: Plan) -> None:
+    """Before a recording is read: what is refused for the study alone need not wait for features."""
+    if plan.method == "statistics":
+        return
+    if study.model.kind in ("discriminator", "moments"):
+        raise RunError(
+            f"--method {plan.method}: expected a model that classifies; {study.model.kind!r} is one that makes rows."
+        )
+    read = streams_read(study.model)
+    if plan.method == "masked_frames" and not any(
+        stream.name in read and stream.pooling == "none" for stream in study.streams
+    ):
+        raise RunError(NO_SEQUENCE.format(kind=study.model.kind))
 
 
 def _with_figures(

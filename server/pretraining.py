@@ -32,6 +32,10 @@ from sottovoce.common.weights import from_state_dict
 SPAN_SECONDS = 0.15
 HIDDEN_SHARE = 0.15
 ZERO_SHARE, OTHER_SHARE = 0.8, 0.1
+NO_SEQUENCE = (
+    "--method masked_frames: expected a model of a sequence; {kind!r} reads pooled streams alone. "
+    "Take --method supervised."
+)
 
 Array = npt.NDArray[np.float32]
 
@@ -65,10 +69,7 @@ def masked_frames(
         if isinstance(part, SequenceEncoder) and part.stream
     }
     if not bodies:
-        raise RunError(
-            f"--method masked_frames: expected a model of a sequence; {study.model.kind!r} reads pooled streams alone. "
-            "Take --method supervised."
-        )
+        raise RunError(NO_SEQUENCE.format(kind=study.model.kind))
     rng = stream(seed, "hidden frames")
     guesses = nn.ModuleList(_guess(body, data, study.frames, rng, seed) for body in bodies.values()).to(
         device

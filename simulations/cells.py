@@ -32,7 +32,8 @@ from sottovoce.common.dataset import SiteData
 from sottovoce.common.errors import RunError
 from sottovoce.common.files import write_whole
 from sottovoce.common.generative import figures, synthetic
-from sottovoce.common.generative_specs import is_generative
+from sottovoce.common.generative.added import rows_of
+from sottovoce.common.generative_specs import SyntheticRows, is_generative
 from sottovoce.common.predictions import LEAKS, Prediction
 from sottovoce.common.privacy_specs import NoPrivacy
 from sottovoce.common.run_files import CellFacts, Refused, RoundFacts, round_line
@@ -44,7 +45,7 @@ from sottovoce.server.made_rows import made_rows
 from sottovoce.server.rounds import Cell, Outcome, RoundRecord, run, run_alone
 from sottovoce.simulations import site_ledgers
 from sottovoce.simulations.engines import open_exchange
-from sottovoce.simulations.made_head import figures_of, log_probabilities_by
+from sottovoce.simulations.made_head import addable, figures_of, log_probabilities_by
 
 POOLED = "pooled"
 FEDERATED, NO_PRIVACY = "federated", "federated without privacy"
@@ -141,6 +142,8 @@ def _network(job: Job, study: Study, on_round: OnRound) -> tuple[list[Prediction
         job, study, parts, places, on_round
     )
     rows = [row for part in parts for row in _score(job, study, part, outcomes[part.site])]
+    if arm == FEDERATED and study.training.synthetic is not None:
+        _judge_added(job, study, study.training.synthetic)
     digests = {outcome.digest for outcome in outcomes.values()}
     return rows, digests.pop() if len(digests) == 1 else None
 
@@ -245,8 +248,18 @@ def _score(job: Job, study: Study, data: SiteData, outcome: Outcome) -> Iterator
 def _keep_made(job: Job, study: Study, made: synthetic.SyntheticRows) -> None:
     """Writes made rows, and for the study's own arm how they stand between the trained on and the withheld."""
     _, digest = synthetic.write(job.made, made)
-    if job.cell.arm != FEDERATED:
-        return
+    if job.cell.arm == FEDERATED:
+        _judge(job, study, made, digest)
+
+
+def _judge_added(job: Job, study: Study, spec: SyntheticRows) -> None:
+    """Writes how the rows that sites may add stand between the trained on and the withheld."""
+    made = rows_of(study)
+    if made is not None:
+        _judge(job, study, addable(made, spec.per_class), spec.sha256)
+
+
+def _judge(job: Job, study: Study, made: synthetic.SyntheticRows, digest: str) -> None:
     everybody = SiteData.open(job.pooled).originals()
     hidden = _withheld(job, study, everybody)
     trained, withheld_ones = everybody.select(everybody.trains & ~hidden), everybody.select(hidden)

@@ -17,6 +17,7 @@ import numpy as np
 from sottovoce.common.corpus import Corpus
 from sottovoce.common.dataset import SiteData, pool
 from sottovoce.common.errors import CorpusError
+from sottovoce.common.generative.added import check_rows_apart
 from sottovoce.common.preparation import (
     Prepared,
     cache_folder,
@@ -52,6 +53,7 @@ def prepare(study: Study, data: Mapping[str, Path], *, workers: int, on_event: O
     corpora = [_open(spec, data, study, workers, on_event) for spec in study.corpora]
     _check_data_names(study, data)
     check_apart(study, corpora)
+    check_rows_apart(study, corpora)
     recordings = [item for corpus in corpora for item in recordings_of(study, corpus, on_event)]
     facts = tuple(
         _corpus_facts(corpus, synthetic=_folder(spec, study, data) is None)

@@ -20,6 +20,8 @@ from sottovoce.common import predictions, summary
 from sottovoce.common.errors import RunError
 from sottovoce.common.folds import n_folds
 from sottovoce.common.generative import figures
+from sottovoce.common.generative.added import added_by
+from sottovoce.common.generative.added import in_words as added_in_words
 from sottovoce.common.predictions import Prediction
 from sottovoce.common.privacy import of_study
 from sottovoce.common.privacy_specs import NoPrivacy
@@ -74,7 +76,7 @@ def start_run(
     study = load_study(study_file)
     run = out or Path("runs") / study.name
     execution = resolve(execution)
-    initial = facts_of(study)  # before anything is made: the file may not be here
+    initial, added = facts_of(study), added_by(study)  # before anything is made: the files may not be here
     create(run, overwrite=overwrite)
     with locked(run):
         write_text(run / "study.toml", study_file.read_text(encoding="utf-8"))
@@ -91,6 +93,7 @@ def start_run(
             versions=versions(),
             machine=machine(),
             initial=initial,
+            added=added,
         )
         write_run(run / "run.json", facts)
         _go(run, study, facts, execution, data, twins, on_event)
@@ -156,6 +159,8 @@ def _go(
     on_event(Note(text=facts.stamp))
     for line in in_words(facts.initial) if facts.initial else ():
         on_event(Note(text=line))
+    if facts.added:
+        on_event(Note(text=added_in_words(facts.added)))
     sites = lay_out(study, found.prepared, run / WORK, on_event)
     facts = replace(facts, corpora=found.corpora, sites=sites, skipped=found.prepared.skipped)
     write_run(run / "run.json", facts)

@@ -1,11 +1,15 @@
 """Public rows beside a site's own, where the study says so: `training.synthetic`. Mode `none` only.
 
 Guarantees:
+  - Rows that were made of other features, or standardised in another way, are refused: they would teach what no
+    recording looks like.
   - A site's own examples stay as they are, and first; made rows follow, class after class, never scored: they are
     added to what is trained on, after the split.
   - With `fill = "rarer"` no class gets more rows than it lacks against the site's commonest one.
 """
 
+import hashlib
+from collections.abc import Collection
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,14 +17,86 @@ from pathlib import Path
 import numpy as np
 
 from sottovoce.common import pretrained
+from sottovoce.common.config import canonical
+from sottovoce.common.corpus import Corpus
 from sottovoce.common.dataset import Array, SiteData
-from sottovoce.common.errors import WeightsError
+from sottovoce.common.errors import CorpusError, WeightsError
 from sottovoce.common.generative import synthetic
 from sottovoce.common.generative.networks import Labels
 from sottovoce.common.generative_specs import SyntheticRows
+from sottovoce.common.model_specs import streams_read
+from sottovoce.common.run_files import AddedRows
 from sottovoce.common.study import Study
+from sottovoce.common.transfer import feature_digests
 
 NOBODY = ""  # whose recordings these are
+SEEN, MANIFESTS = (
+    "seen",
+    "manifests",
+)  # facts of a file: how rows look to a model, and of whom they were learned
+
+
+def seen_by_models(study: Study, name: str) -> str:
+    """Returns a digest of all that decides how a model sees a stream: features, normalisation, reduction."""
+    reduction = next(stream.reduction for stream in study.streams if stream.name == name)
+    said = canonical([feature_digests(study)[name], study.normalisation, reduction])
+    return hashlib.sha256(b"sottovoce/seen/1\n" + said.encode()).hexdigest()
+
+
+def rows_of(study: Study) -> synthetic.SyntheticRows | None:
+    """Returns the rows of the file that a study names; None where it names none.
+
+    Raises:
+        WeightsError: the file is not on this machine, is damaged, or was not made for such a study.
+    """
+    spec = study.training.synthetic
+    if spec is None:
+        return None
+    made = _file(pretrained.find(spec.sha256, what="synthetic"), study.labels.classes)
+    for name in sorted(streams_read(study.model)):
+        if name in made.streams and made.facts.get(SEEN) != seen_by_models(study, name):
+            raise WeightsError(
+                f"training.synthetic: expected rows of {name!r} as this study computes and standardises it; the file's "
+                "are of other features, or of another normalisation. Make them for it: `sottovoce server augment`."
+            )
+    return made
+
+
+def check_rows_apart(study: Study, corpora: Collection[Corpus]) -> None:
+    """Refuses to score speakers by a model that rows taught which were learned from them.
+
+    It knows a corpus by its manifest's digest: a part of one under another manifest is not noticed.
+
+    Raises:
+        CorpusError: the study's rows were made of one of these corpora.
+        WeightsError: see `rows_of`.
+    """
+    made = rows_of(study)
+    heard = made.facts.get(MANIFESTS, "").split() if made else []
+    for corpus in corpora:
+        if corpus.manifest_digest() in heard:
+            raise CorpusError(
+                f"corpora.{corpus.name}: expected other recordings than training.synthetic was made of; these are the "
+                "same, and speakers would be scored whom the rows are drawn from. Make rows of another corpus."
+            )
+
+
+def added_by(study: Study) -> AddedRows | None:
+    """Returns what a run records of the rows that it adds; None where the study names none. Raises: see `rows_of`."""
+    spec, made = study.training.synthetic, rows_of(study)
+    if spec is None or made is None:
+        return None
+    return AddedRows(sha256=spec.sha256, per_class=spec.per_class, fill=spec.fill, facts=dict(made.facts))
+
+
+def in_words(facts: AddedRows) -> str:
+    """Returns in a sentence what was added, and of whom it was made."""
+    which = "each class" if facts.fill == "all" else "each class that a site lacks"
+    source = facts.facts.get("corpora")
+    heard = f"made by {facts.facts.get('method', 'a generator')} that heard {source} alone"
+    if source is None:
+        heard = "made by a federation: whoever it was trained on must not be scored here"
+    return f"rows that nobody said, at most {facts.per_class:,} of {which} at each site: {facts.sha256[:16]}…, {heard}"
 
 
 def with_made_rows(data: SiteData, study: Study) -> SiteData:
@@ -29,10 +105,9 @@ def with_made_rows(data: SiteData, study: Study) -> SiteData:
     Raises:
         WeightsError: the file is not on this machine, or has not the streams and widths of the study.
     """
-    spec = study.training.synthetic
-    if spec is None:
+    spec, made = study.training.synthetic, rows_of(study)
+    if spec is None or made is None:
         return data
-    made = _file(pretrained.find(spec.sha256, what="synthetic"), study.labels.classes)
     chosen = chosen_rows(data.labels, made, spec)
     arrays, lengths = {}, {}
     for name, shape in data.shapes.items():

@@ -49,16 +49,25 @@ class SyntheticRows:
 
 
 def write(folder: Path, made: SyntheticRows) -> tuple[Path, str]:
-    """Writes the rows under the name of their bytes; returns the file and its SHA-256."""
+    """Writes the rows under the name of their bytes; returns the file and its SHA-256.
+
+    Raises:
+        WeightsError: the folder cannot be written to.
+    """
     tensors = {f"rows/{name}": np.ascontiguousarray(rows, np.float32) for name, rows in made.streams.items()}
     tensors["labels"] = made.labels.astype(np.int64)
     said = {"format": FORMAT, "classes": made.classes, "facts": dict(made.facts)}
     # One entry: the order of several is not the same from call to call.
     data = to_bytes(tensors, {METADATA: json.dumps(said, sort_keys=True)})
     digest = hashlib.sha256(data).hexdigest()
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{digest}{SUFFIX}"
-    write_whole(path, data)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, data)
+    except OSError as error:
+        raise WeightsError(
+            f"{folder}: expected a folder that rows can be written into ({error.strerror})."
+        ) from None
     return path, digest
 
 

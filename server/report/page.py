@@ -16,6 +16,7 @@ from sottovoce.common import metrics, run_files, study, summary
 from sottovoce.common.errors import RunError, StudyError
 from sottovoce.common.explanation import Explanation
 from sottovoce.common.generative import figures as made_figures
+from sottovoce.common.generative.added import in_words as added_in_words
 from sottovoce.common.generative.figures import MadeFigures
 from sottovoce.common.generative_specs import is_generative
 from sottovoce.common.predictions import LEAKS, leaks
@@ -96,6 +97,7 @@ def render(run: Run) -> str:
         reliability=calibration.reliability(headline, style(headline.name)),
         temperatures=calibration.temperatures(headline),
         made=run.made,
+        added=added_in_words(run.facts.added) if run.facts and run.facts.added else "",
         generative=is_generative(run.study),
         explanation=run.explanation,
         loss_scale=explanation.scale_of(run.explanation) if run.explanation else None,

@@ -1,5 +1,7 @@
 """Claims about public rows that sites add to their own."""
 
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,24 +9,44 @@ import pytest
 
 from sottovoce.common import generative_specs, pretrained
 from sottovoce.common import study as studies
+from sottovoce.common.corpus import scan
 from sottovoce.common.dataset import SiteData
-from sottovoce.common.errors import WeightsError
-from sottovoce.common.generative.added import chosen_rows, with_made_rows
+from sottovoce.common.errors import CorpusError, WeightsError
+from sottovoce.common.generative.added import (
+    MANIFESTS,
+    SEEN,
+    check_rows_apart,
+    chosen_rows,
+    rows_of,
+    seen_by_models,
+    with_made_rows,
+)
 from sottovoce.common.generative.networks import each_class
 from sottovoce.common.generative.synthetic import SyntheticRows, write
 from sottovoce.common.study import Execution
 from sottovoce.server.rounds import Cell, run
 from sottovoce.simulations.engines import open_exchange
 from tests.fakes.sites import LINEAR, WIDTH, write_sites, write_study
+from tests.fakes.wards import write_corpus
 
 CLASSES = ("happy", "sad", "angry")
 SPEC = '{ learning_rate = 0.1, synthetic = { sha256 = "%s", per_class = %d, fill = "%s" } }'
 
 
-def made(width: int = WIDTH, frames: int | None = None) -> SyntheticRows:
+def made(width: int = WIDTH, frames: int | None = None, **facts: str) -> SyntheticRows:
     shape = (15, width) if frames is None else (15, frames, width)
     rows = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    return SyntheticRows(streams={"pooled": rows}, labels=each_class(3, 5), classes=CLASSES)
+    return SyntheticRows(
+        streams={"pooled": rows}, labels=each_class(3, 5), classes=CLASSES, facts={SEEN: AS_SEEN} | facts
+    )
+
+
+def of_a_study(spec: str) -> studies.Study:
+    with tempfile.TemporaryDirectory() as folder:
+        return studies.load(write_study(Path(folder) / "study.toml", n_sites=2, model=LINEAR, training=spec))
+
+
+AS_SEEN = seen_by_models(of_a_study("{ learning_rate = 0.1 }"), "pooled")
 
 
 def study_file(folder: Path, digest: str, *, per_class: int = 2, fill: str = "all") -> Path:
@@ -59,6 +81,33 @@ def test_rows_of_another_width_and_a_file_that_is_not_here_are_refused(tmp_path:
             with_made_rows(data, studies.load(study_file(tmp_path, digest)))
     with pytest.raises(WeightsError, match="synthetic file with SHA-256"):
         with_made_rows(data, studies.load(study_file(tmp_path, "b" * 64)))
+
+
+def test_rows_of_other_features_or_another_normalisation_are_refused(tmp_path: Path) -> None:
+    _, digest = write(tmp_path / "rows", made())
+    study = studies.load(study_file(tmp_path, digest))
+    (stream,) = study.streams
+    others = [
+        replace(study, normalisation=replace(study.normalisation, shrinkage=1.0)),
+        replace(study, audio=replace(study.audio, trim_silence_db=30.0)),
+        replace(study, streams=(replace(stream, parts=stream.parts[:1] * 2),)),
+    ]
+    with pretrained.looking_in(tmp_path / "rows"):
+        assert rows_of(study) is not None
+        for other in others:
+            with pytest.raises(WeightsError, match="another normalisation"):
+                rows_of(other)
+
+
+def test_nobody_is_scored_whom_the_rows_were_made_of(tmp_path: Path) -> None:
+    corpus = scan(write_corpus(tmp_path / "wards"), name="wards")
+    found = {}
+    for name, heard in (("same", corpus.manifest_digest()), ("other", "c" * 64)):
+        _, found[name] = write(tmp_path / "rows", made(**{MANIFESTS: f"{'d' * 64} {heard}"}))
+    with pretrained.looking_in(tmp_path / "rows"):
+        check_rows_apart(of_a_study(SPEC % (found["other"], 2, "all")), [corpus])
+        with pytest.raises(CorpusError, match="whom the rows are drawn from"):
+            check_rows_apart(of_a_study(SPEC % (found["same"], 2, "all")), [corpus])
 
 
 def test_sites_train_on_them_and_more_of_them_lead_elsewhere(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 from sottovoce.common import explanation, fairness_figures, predictions, run_files, summarise, summary
 from sottovoce.common.errors import RunError
 from sottovoce.common.fairness_figures import Fairness
+from sottovoce.common.generative.figures import MadeFigures
 from sottovoce.common.predictions import LEAKS, Prediction
 from sottovoce.common.summary import Summary
 from tests.fakes.runs import CLASSES, FakeRun, predictions_of, rounds_of, run_facts, study_of
@@ -229,6 +230,7 @@ DOCUMENTED = [
     *(cls for cls in _dataclasses(fairness_figures) if cls is not Fairness),
     *_dataclasses(run_files),
     *_dataclasses(explanation),
+    MadeFigures,
     Prediction,
 ]
 

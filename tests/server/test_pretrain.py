@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from sottovoce.cli import app
 from sottovoce.common.dataset import Example, SiteData, StreamShape, normalise
-from sottovoce.common.errors import CorpusError, RunError
+from sottovoce.common.errors import CorpusError, RunError, SottovoceError
 from sottovoce.common.initial import load
 from sottovoce.common.keys import SigningKey
 from sottovoce.common.models import build
@@ -20,7 +20,7 @@ from sottovoce.common.progress import silent
 from sottovoce.common.study import Normalisation, Study, loads
 from sottovoce.common.weights import from_state_dict
 from sottovoce.server import pretraining
-from sottovoce.server.pretrain import Plan, bare, learn, pretrain
+from sottovoce.server.pretrain import Plan, bare, learn, named_sources, pretrain
 from sottovoce.server.pretraining import hide, masked_frames, supervised
 from sottovoce.simulations.prepare import prepare
 from tests.fakes.wards import study_text, write_corpus
@@ -227,6 +227,39 @@ def test_the_command_writes_a_signed_file_and_the_lines_that_use_it(
     bound = bound.replace('"constants"', f'"constants", from_initial = "{made.sha256}"')
     with pytest.raises(CorpusError, match="whom the start has heard"):
         prepare(loads(bound), {"wards": corpus}, workers=1, on_event=silent)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (("--data", "nowhere"), "nowhere"),
+        (("--data", "{corpus}", "--method", "masked_frames"), "Take --method supervised"),
+        (("--data", "{corpus}", "--data", "a/../{corpus}"), "each name once"),
+    ],
+)
+def test_a_command_that_fails_says_why_before_it_reads_a_recording_and_leaves_no_key(
+    asked: tuple[str, ...], said: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOTTOVOCE_CACHE", str(tmp_path / "cache"))
+    study, out = tmp_path / "study.toml", tmp_path / "wards.initial.safetensors"
+    study.write_text(study_text())
+    words = [word.format(corpus=corpus) for word in asked]
+    found = CliRunner().invoke(app, ["server", "pretrain", str(study), *words, "--out", str(out)])
+    assert isinstance(found.exception, SottovoceError)
+    assert said in str(found.exception)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["study.toml"]
+
+
+def test_a_folder_without_a_name_gives_its_own() -> None:
+    found = named_sources(["public/voices", "x=a=b", "./c=d/ravdess"])
+    assert found == {
+        "voices": Path("public/voices"),
+        "x": Path("a=b"),
+        "ravdess": Path("./c=d/ravdess"),
+    }
+    for wrong in (["=a"], ["a=b", "a=c"], ["n" * 61 + "=a"]):
+        with pytest.raises(CorpusError, match="NAME=DIR"):
+            named_sources(wrong)
 
 
 def test_the_same_recordings_and_seed_make_the_same_tensors(

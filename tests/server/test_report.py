@@ -18,6 +18,7 @@ from sottovoce.common import run_files, summarise, summary
 from sottovoce.common.errors import RunError
 from sottovoce.common.generative.figures import MadeFigures
 from sottovoce.common.model_specs import Discriminator
+from sottovoce.common.run_files import AddedRows
 from sottovoce.server.report import draw, terminal, write_report
 from sottovoce.server.report.page import Run, loss_lines, read, render, uar_lines
 from sottovoce.server.report.text import show_name
@@ -400,3 +401,19 @@ def test_accuracy_of_made_rows_is_said_to_be_that(run: Run, page: str) -> None:
     for figure in ("made rows alone", "0.52", "50.0", "800"):
         assert figure in made
     assert "made rows alone" not in page
+
+
+def test_rows_that_sites_added_are_named_and_judged(run: Run, page: str) -> None:
+    figures = MadeFigures(
+        cell="seed0-fold0-federated", file="ab" * 32, n_rows=77, copies=0.5, membership=0.52, uar=0.234,
+        uar_of_real=0.567,
+    )  # fmt: skip
+    added = AddedRows(
+        sha256="ab" * 32, per_class=33, fill="rarer", facts={"corpora": "voices", "method": "gan"}
+    )
+    assert run.facts is not None
+    with_rows = dataclasses.replace(run, facts=dataclasses.replace(run.facts, added=added), made=(figures,))
+    shown = render(with_rows)
+    for said in ("at most 33 of each class that a site lacks", "heard voices alone", "23.4", "56.7", ">77<"):
+        assert said in shown
+    assert "rows that nobody said" not in page.lower()
