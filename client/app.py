@@ -68,7 +68,7 @@ from sottovoce.client.train import TrainResult
 from sottovoce.client.train import train as train_locally
 from sottovoce.client.train_private import check_units
 from sottovoce.client.transferred import anchored, head_alone
-from sottovoce.common import group_weights, models
+from sottovoce.common import counted, group_weights, models
 from sottovoce.common import study as studies
 from sottovoce.common.dataset import SiteData
 from sottovoce.common.errors import RunError, SecureSumError, SottovoceError
@@ -229,6 +229,8 @@ def _vector(
     called, study = _called(visit, sent), visit.study
     if called.model != session.model_digest:
         raise SecureSumError("model", "Expected the weights whose digest the session has; came others.")
+    if what == UPDATE and visit.control is not None and not _agreed(visit, agreement):
+        raise SecureSumError("model", "Expected each site's last round, the same for all; came others.")
     data = visit.counted_on if what == COUNTS else visit.trainable
     try:
         if isinstance(study.privacy, DistributedPrivacy):
@@ -262,6 +264,14 @@ def _vector(
         return mask(codec.encode(change, site=data.site, weight=weight)), checkpoint
     finally:
         visit.data.release()
+
+
+def _agreed(visit: "_Visit", agreement: Agreement) -> bool:
+    """Says whether this site was told the same of its last round as all others were."""
+    sites = [member.site for member in agreement.roster.members]
+    return counted.says(
+        visit.told_counted, sites, site=visit.data.site, counted=visit.counted, round=visit.round
+    )
 
 
 def _updated(
@@ -515,7 +525,8 @@ def _called(visit: "_Visit", sent: Mapping[str, Array]) -> Called:
     rest += "" if visit.control is None else f" {visit.counted}"
     rest += "" if visit.personal is None else f" {visit.personal.kind}"
     how = f"-{hashlib.sha256(rest.encode()).hexdigest()[:8]}"
-    model = group_weights.bound_to(digest_beside(sent, visit.control), visit.told_weights)
+    model = counted.bound_to(digest_beside(sent, visit.control), visit.told_counted)
+    model = group_weights.bound_to(model, visit.told_weights)
     return Called(seed=visit.seed, fold=visit.fold, round=visit.round, model=model, how=how)
 
 
@@ -562,6 +573,7 @@ class _Visit:
     correction: Mapping[str, Array] | None = None
     personal: Personalisation | None = None
     told_weights: str | None = None
+    told_counted: str | None = None
 
     @property
     def group_weights(self) -> tuple[float, ...]:
@@ -622,6 +634,7 @@ def _visit(message: Message, context: Context) -> _Visit:
         counted=int(config.get(COUNTED, 0)),  # type: ignore[arg-type]
         personal=study.federation.personalisation if config.get(PERSONAL, False) else None,
         told_weights=_told_weights(config, study),
+        told_counted=str(config[counted.TOLD]) if counted.TOLD in config else None,
     )
 
 

@@ -31,14 +31,11 @@ def learned_of(study: Study) -> Iterator[tuple[str, str]]:
     else:
         own = f"of this hospital nothing by itself: only sums of at least {least} hospitals, who is in them"
     yield COORDINATOR, f"{own}; {_worth(study)}"
-    is_scaffold = study.federation.strategy.kind == "scaffold"
     yield COORDINATOR, "that this hospital takes part, when it answers, and how long each answer took"
     if isinstance(spec, NoPrivacy) and study.sums_are_secure:
         yield (
             COORDINATOR,
-            "where a round is repeated with other hospitals lost"
-            + (", or one of them told to start from another control" if is_scaffold else "")
-            + ", possibly a single update after all",
+            "where a round is repeated with other hospitals lost, possibly a single update after all",
         )
     if study.evaluation.groups is not None and (isinstance(spec, NoPrivacy) or spec.counts_noise_multiplier):
         yield COORDINATOR, f"how well the model does for each group: {_group_names(study)}; {_worth(study)}"

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from sottovoce.common import group_weights
+from sottovoce.common import counted, group_weights
 from sottovoce.common.folds import n_folds
 from sottovoce.common.model_size import shapes_of
 from sottovoce.common.privacy_specs import NoPrivacy
@@ -130,7 +130,7 @@ def _secure(
     )
     private = not isinstance(study.privacy, NoPrivacy)
     for phase in PHASES:
-        beside = _beside(study, what, shapes)
+        beside = (*_beside(study, what, shapes), *_counted_of_all(study, what))
         if phase != "mask":
             beside = tuple(field for field in beside if field.record == "config")
         asked = (*_instruction(study), *beside, *_body(phase, sizes[phase].down), _model())
@@ -155,8 +155,16 @@ def _beside(study: Study, what: What, shapes: Mapping[str, tuple[int, ...]]) -> 
     """What SCAFFOLD sends beside the weights: the shared control, and the last round whose update was used."""
     if what != UPDATE or not isinstance(study.federation.strategy, Scaffold):
         return ()
-    counted = Field(record="config", name="counted", dtype="int64", n_bytes=NUMBER_BYTES)
-    return (counted, *_weights(shapes, record="control"))
+    last = Field(record="config", name="counted", dtype="int64", n_bytes=NUMBER_BYTES)
+    return (last, *_weights(shapes, record="control"))
+
+
+def _counted_of_all(study: Study, what: What) -> tuple[Field, ...]:
+    """What each site of a secure sum is told of all: they agree on it (`common/counted.py`)."""
+    if what != UPDATE or not isinstance(study.federation.strategy, Scaffold):
+        return ()
+    n_bytes = counted.longest(n_sites=study.federation.n_sites, rounds=study.federation.rounds)
+    return (Field(record="config", name=counted.TOLD, dtype="text", n_bytes=n_bytes, exact=False),)
 
 
 def _weights(shapes: Mapping[str, tuple[int, ...]], record: str = "arrays") -> tuple[Field, ...]:

@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sottovoce.common import group_weights
+from sottovoce.common import counted, group_weights
 from sottovoce.common.errors import QuorumError, RunError, UpdateRefused
 from sottovoce.common.flower import (
     COUNTED,
@@ -84,6 +84,7 @@ class Call:
         """Returns the digest of all numbers that the sites begin from."""
         beside = None if self.beside is None else self.layout.unflatten(self.beside.vector)
         model = digest_beside(self.layout.unflatten(self.weights), beside)
+        model = counted.bound_to(model, self.config.get(counted.TOLD))
         return group_weights.bound_to(model, self.config.get(group_weights.TOLD))
 
     @property

@@ -18,11 +18,12 @@ Guarantees:
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from sottovoce.common import counted
 from sottovoce.common.errors import PrivacyError, RunError, SecureSumError
 from sottovoce.common.federation_ledger import FederationLedger
 from sottovoce.common.groups import Tables
@@ -84,6 +85,9 @@ class SecureExchange:
     def train(self, call: Call, cohort: Sequence[Share]) -> Collected:
         """Returns the sum of a cohort's updates; without sites where the attempt came to none."""
         terms = terms_of(self._study, UPDATE, n_parameters=call.layout.size)
+        if call.beside is not None:  # what one site is told of its last round, all are told, and agree on
+            told = counted.told(call.beside.counted, [member.site for member in self._roster.members])
+            call = replace(call, config={**call.config, counted.TOLD: told})
         attempt = self._attempt(UPDATE, call, [share.site for share in cohort], terms)
         collected = Collected(
             total=np.zeros(call.layout.size),

@@ -199,9 +199,13 @@ class Participant:
             attempt=self.session.attempt,
             phase=phase,
             reply_sha256=hashlib.sha256(reply).hexdigest(),
+            model_digest=self.session.model_digest,
         )
         if not self._journal.record(mark):
-            raise _phase_error("a phase that was not answered before; the journal has this or a later one")
+            raise _phase_error(
+                "a phase that was not answered before, of the round's one model; the journal has this, a later one, or "
+                "another model"
+            )
 
     def _complained(self, phase: Phase, error: SecureSumError, data: bytes) -> SecureSumError:
         session = self.session

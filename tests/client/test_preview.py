@@ -268,7 +268,7 @@ def test_the_paragraph_has_the_figure_what_it_means_and_what_it_does_not(tmp_pat
         ("none", "this hospital's own numbers of each of 3 rounds"),
         ("none", "exact counts of mistakes"),
         ("none, secure sums of 16 bits", "possibly a single update"),
-        ("none, SCAFFOLD, secure sums", "told to start from another control, possibly a single update"),
+        ("none, SCAFFOLD, secure sums", "with other hospitals lost, possibly a single update"),
         ("local, secure sums", "only sums of at least 3 hospitals"),
         ("local, secure sums", "how well the model does for each group: sex female; sex male"),
         ("distributed", "1 other hospital"),

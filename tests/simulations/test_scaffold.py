@@ -12,15 +12,15 @@ from sottovoce.client import scaffold as at_site
 from sottovoce.client.app import app as client_app
 from sottovoce.client.personal import RELEASED, PersonalState
 from sottovoce.client.traffic import messages_of
-from sottovoce.common import models
+from sottovoce.common import counted, models
 from sottovoce.common import study as studies
 from sottovoce.common.dataset import Example, SiteData, StreamShape, pool
 from sottovoce.common.errors import RunError, StudyError
-from sottovoce.common.flower import ClientApp, Context, Message
+from sottovoce.common.flower import COUNTED, ClientApp, Context, Message, Scalar
 from sottovoce.common.study import Execution, FedAvg, Study
 from sottovoce.common.weights import Layout, from_state_dict
 from sottovoce.server import strategies
-from sottovoce.server.exchange import Exchange
+from sottovoce.server.exchange import Call, Exchange
 from sottovoce.server.rounds import Cell, Outcome, run, run_alone
 from sottovoce.simulations import site_ledgers
 from sottovoce.simulations.engines import CLIENT_APP, open_exchange
@@ -270,6 +270,34 @@ def test_under_masks_the_weights_are_those_of_plain_sums_up_to_the_grid(tmp_path
     layout = Layout.of(plain.weights)
     a, b = layout.flatten(plain.run().weights), layout.flatten(masked.run().weights)
     np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def _one_digit(text: str) -> str:
+    return text.replace("1", "0", 1)
+
+
+@pytest.mark.parametrize("what", [COUNTED, counted.TOLD, "both", "nothing said"])
+def test_under_masks_a_site_that_is_told_of_another_last_round_than_all_were_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """One vector that changes alone, between two sums that are otherwise the same, would be an update in the clear."""
+    place, real = Place(tmp_path / "secure", rounds=2, more=", quorum = 3"), Call.config_for
+
+    def lying(call: Call, site: str) -> dict[str, Scalar]:
+        config = real(call, site)
+        if site == "site-1" and call.round == 2 and counted.TOLD in config:
+            if what in (COUNTED, "both"):
+                config[COUNTED] = 0
+            if what in (counted.TOLD, "both"):
+                config[counted.TOLD] = _one_digit(str(config[counted.TOLD]))
+            if what == "nothing said":
+                del config[counted.TOLD]
+        return config
+
+    monkeypatch.setattr(Call, "config_for", lying)
+    first, second = place.run().rounds
+    assert (first.refused, set(second.refused)) == ({}, {"site-1"})
+    assert "site-1" not in second.sites
 
 
 def test_in_mode_local_the_control_is_of_released_numbers_alone(tmp_path: Path) -> None:

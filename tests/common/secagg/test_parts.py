@@ -256,6 +256,18 @@ def test_marks_ascend_by_round_attempt_and_phase() -> None:
     assert order[0].after(None)
 
 
+def test_all_attempts_at_a_round_are_of_one_model() -> None:
+    def mark(round_: int, attempt: int, model: str) -> Mark:
+        return Mark(
+            run="a", round=round_, attempt=attempt, phase="advert", reply_sha256="", model_digest=model
+        )
+
+    assert mark(1, 2, "m").after(mark(1, 1, "m"))
+    assert not mark(1, 2, "other").after(mark(1, 1, "m"))
+    assert mark(2, 1, "other").after(mark(1, 2, "m"))
+    assert mark(1, 2, "m").after(mark(1, 1, ""))  # of before models were kept
+
+
 def _complaint(**changes: object) -> bytes:
     error = SecureSumError("share", "what", accused="hospital-01", evidence=b"bytes")
     place = Place(run="study", round=1, attempt=1, session="0" * 64, phase="mask")
