@@ -46,7 +46,7 @@ from sottovoce.common.sums import COUNTS, UPDATE, roster_digest
 
 KEYS, POLICY_FILE, OUTBOX, WITHDRAWN_FILE = "keys", "policy.toml", "outbox", "withdrawn.jsonl"
 SECURE = "secure"  # identity, rosters and marks of secure sums
-MOST_TEXT = 300  # of a fact in an approval
+MOST_TEXT = 300  # of one fact in an approval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -350,9 +350,18 @@ def request_of(study: Study, domain: str) -> Request:
 
 
 def _groups(study: Study) -> dict[str, str]:
-    """Returns which groups evaluation tells apart, for the approver's signature; nothing where there are none."""
-    names = "; ".join(study.tables.names[1:])
-    return {"groups": names if len(names) <= MOST_TEXT else f"{names[: MOST_TEXT - 1]}…"} if names else {}
+    """Returns every group that evaluation tells apart, for the approver's signature; nothing where there are none.
+
+    None is left out, whatever their number: what does not fit into one fact goes on in the next. A study bounds both
+    the length of a name and of all together (`common/groups.py`).
+    """
+    parts: list[str] = []
+    for name in study.tables.names[1:]:
+        if parts and len(parts[-1]) + len(name) + 2 <= MOST_TEXT:
+            parts[-1] += f"; {name}"
+        else:
+            parts.append(name)
+    return {f"groups {number}" if number > 1 else "groups": part for number, part in enumerate(parts, 1)}
 
 
 def charges_of(study: Study) -> tuple[AnyCharge, ...]:

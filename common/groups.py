@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 SITE = "site"  # a site is a group in simulations only: a table of one site would be its own figure
 AGE = "age"
 MOST_TABLES = 100  # each of them is noised: whoever asks for more reads none
+MOST_NAME = 60  # characters of an attribute's name
+MOST_TEXT = (
+    4_000  # characters of all tables' names: a person who approves a study signs for every one of them
+)
 
 Value = Annotated[str, Interval(1, 60)]
 _BAND = re.compile(r"(\d{1,3})-(\d{1,3})")
@@ -169,14 +173,26 @@ def problems(groups: Groups) -> list[str]:
                 f"{key}: expected no attribute {SITE!r}: its tables would be each site's own figures. Say by_site = "
                 "true for simulations."
             )
+        if not 1 <= len(name) <= MOST_NAME:
+            found.append(f"{key}: expected names of 1 to {MOST_NAME} characters; one has {len(name)}.")
+        if not all(text.isprintable() and ";" not in text for text in (name, *values)):
+            found.append(
+                f"{key}: expected names that can be printed, without ';': a person signs for the list."
+            )
         if len(set(values)) < len(values):
             found.append(f"{key}.{name}: expected different values; some are there twice.")
         bands = [band for value in values if name == AGE and (band := _band(value))]
         if any(max(a[0], b[0]) <= min(a[1], b[1]) for a, b in itertools.combinations(bands, 2)):
             found.append(f"{key}.{name}: expected bands without a common year; some overlap.")
-    n_tables = len(Tables(n_classes=1, groups=groups).all)
+    names = Tables(n_classes=1, groups=groups, confidence_bins=1).names
+    n_tables, length = len(names) - 1, len("; ".join(names))
     if n_tables > MOST_TABLES:
         found.append(f"evaluation.groups: expected at most {MOST_TABLES} tables of counts; came {n_tables}.")
+    if length > MOST_TEXT:
+        found.append(
+            f"evaluation.groups: expected names of tables of at most {MOST_TEXT} characters together, all of which a "
+            f"hospital signs for; came {length}. Take shorter values, or fewer."
+        )
     return found
 
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 from sottovoce.common.config import Interval, build, canonical
 
 LABEL = "sottovoce/ledger/1"
-MAX_LINE_BYTES = 131_072  # a policy version is the longest entry; all others stay below 8 KiB
+MAX_LINE_BYTES = 131_072  # a policy version is the longest entry; then an approval of many groups
 SIGNATURE_HEX_CHARS = 128
 NO_PREVIOUS = "0" * 64
 

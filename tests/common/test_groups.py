@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sottovoce.client.evaluate import confusion
 from sottovoce.client.releases import contributions
+from sottovoce.client.site_ledger import request_of
 from sottovoce.common.dataset import SiteData, StreamShape
 from sottovoce.common.errors import PrivacyError
 from sottovoce.common.groups import Groups, Tables, problems
@@ -227,6 +228,52 @@ def test_exact_counts_of_groups_are_those_of_their_recordings() -> None:
 def test_groups_that_would_break_the_promise_are_refused(change: dict[str, object], words: str) -> None:
     (problem,) = problems(replace(GROUPS, **{"intersections": False, **change}))  # type: ignore[arg-type]
     assert words in problem
+
+
+LONG = tuple(f"{n:02} {'x' * 56}" for n in range(40))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "words"),
+    [
+        ({"a": LONG, "b": LONG}, "at most 4000 characters together"),
+        ({"a" * 61: ("x", "y")}, "names of 1 to 60 characters"),
+        ({"": ("x", "y")}, "names of 1 to 60 characters"),
+        ({"sex": ("female", "male; age 18-39")}, "without ';'"),
+        ({"sex": ("female", "male\nall")}, "can be printed"),
+    ],
+)
+def test_groups_that_nobody_could_read_before_signing_are_refused(
+    attributes: Mapping[str, tuple[str, ...]], words: str
+) -> None:
+    (problem,) = problems(Groups(attributes=attributes))
+    assert words in problem
+
+
+@example(attributes={"accent": LONG}, intersections=False)
+@given(
+    st.dictionaries(
+        st.text("abc", min_size=1, max_size=60),
+        st.lists(st.text("xyz", min_size=1, max_size=60), min_size=2, max_size=40, unique=True).map(tuple),
+        min_size=1,
+        max_size=8,
+    ),
+    st.booleans(),
+)
+@settings(max_examples=30, deadline=None)
+def test_an_approver_signs_for_every_group_whole(
+    attributes: Mapping[str, tuple[str, ...]], intersections: bool
+) -> None:
+    groups = Groups(attributes=attributes, intersections=intersections)
+    if problems(groups):
+        return
+    study = loads(STUDY)
+    study = replace(study, evaluation=replace(study.evaluation, groups=groups))
+    facts = request_of(study, "d").facts
+    parts = [facts[key] for key in facts if key.startswith("groups")]
+    assert "; ".join(parts) == "; ".join(study.tables.names[1:])
+    assert all(len(part) <= 300 for part in parts)  # what an entry of the ledger takes
+    assert len(facts) <= 40
 
 
 def test_a_study_names_groups_and_its_digest_says_so() -> None:
