@@ -8,6 +8,7 @@ Guarantees:
   - Counts are of at most `counts_utterances` recordings of each withheld patient; those of all and of every group
     are noised in one release.
   - At a site that keeps a ledger mode `none` goes through it too.
+  - A reservation's manifest is of the recordings' keys, their patients, and of what enrols each speaker, as computed.
   - With seeded noise equal messages give equal bytes; with secret noise only a committed release comes twice.
 """
 
@@ -231,7 +232,8 @@ def _without(data: SiteData, withdrawn: frozenset[str]) -> SiteData:
 def _released(
     folder: Path, study: Study, ask: Ask, data: SiteData, make: Callable[[frozenset[str]], bytes]
 ) -> Released:
-    manifest = json.dumps([data.keys, data.patients], sort_keys=True).encode()
+    # Whose recordings, which, and what they were standardised by: exchanged, it changes every feature.
+    manifest = json.dumps([data.keys, data.patients, data.enrolled], sort_keys=True).encode()
     try:
         with SiteLedger.open(folder) as site:
             if study.sums_are_secure:

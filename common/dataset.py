@@ -11,6 +11,7 @@ Guarantees:
     batch = data.batch(np.arange(32))
 """
 
+import hashlib
 import json
 import mmap
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -137,7 +138,10 @@ def _clip_rows(stream: FeatureStream, audio: Audio, frames: Frames) -> int | Non
 
 @dataclass(frozen=True, kw_only=True)
 class SiteData:
-    """A view of some of one site's examples. `select` makes a smaller view; `batch` alone copies features."""
+    """A view of some of one site's examples. `select` makes a smaller view; `batch` alone copies features.
+
+    `enrolled` is the digest of all recordings that the site's features were standardised by; "" where none enrolled.
+    """
 
     site: str
     shapes: Mapping[str, StreamShape]
@@ -153,10 +157,16 @@ class SiteData:
     rows: Rows
     arrays: Mapping[str, Array]
     stored_lengths: Mapping[str, Rows]
+    enrolled: str = ""
 
     @staticmethod
     def write(
-        folder: Path, *, site: str, shapes: Mapping[str, StreamShape], examples: Iterable[Example]
+        folder: Path,
+        *,
+        site: str,
+        shapes: Mapping[str, StreamShape],
+        examples: Iterable[Example],
+        enrolled: str = "",
     ) -> "SiteData":
         """Writes the examples one by one and opens the result.
 
@@ -187,6 +197,7 @@ class SiteData:
             "trains": [row.trains for row in table],
             "enrols": [row.enrols for row in table],
             "homes": [row.home or site for row in table],
+            "enrolled": enrolled,
         }
         write_whole(folder / "index.json", json.dumps(index, ensure_ascii=True).encode())
         return SiteData.open(folder)
@@ -233,6 +244,7 @@ class SiteData:
                 rows=np.arange(n, dtype=np.int64),
                 arrays=arrays,
                 stored_lengths=lengths,
+                enrolled=str(index.get("enrolled", "")),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(
@@ -352,7 +364,19 @@ def normalise(
         name: replace(shape, width=maps[name].shape[1]) if name in maps else shape
         for name, shape in data.shapes.items()
     }
-    return SiteData.write(folder, site=data.site, shapes=shapes, examples=examples)
+    return SiteData.write(folder, site=data.site, shapes=shapes, examples=examples, enrolled=_enrolled(data))
+
+
+def _enrolled(data: SiteData) -> str:
+    """Returns a digest of what enrols, as it was computed: a site commits to it, since it moves all other features."""
+    total, found = hashlib.sha256(b"sottovoce/enrolled/1\n"), np.flatnonzero(data.enrols)
+    for index in sorted(found.tolist(), key=lambda i: (data.keys[i], int(data.copies[i]))):
+        who = [data.keys[index], data.speakers[index], data.patients[index], int(data.copies[index])]
+        total.update(json.dumps(who).encode())
+        for name in sorted(data.shapes):
+            values = np.ascontiguousarray(data.valid(name, index), "<f4")
+            total.update(f"{name!r} {values.shape}\n".encode() + values.tobytes())
+    return total.hexdigest() if len(found) else ""
 
 
 def _times(values: Array, public_map: Columns | None) -> Array:

@@ -174,6 +174,17 @@ def test_a_patient_who_withdrew_is_out_of_the_next_release(
     assert b"speaker-2" not in (own.ledger / "ledger.jsonl").read_bytes()
 
 
+def test_the_ledger_shows_that_what_enrols_was_exchanged_between_two_rounds(own: Place) -> None:
+    """It changes every feature, and no key of a recording that is trained on."""
+    own.update(round=1)
+    own.update(round=2)
+    own.data = replace(own.data, enrolled="b" * 64)
+    own.update(round=3)
+    entries = entries_of((own.ledger / "ledger.jsonl").read_bytes())
+    first, second, third = (e.body.manifest for e in entries if isinstance(e.body, Reserve))
+    assert first == second != third
+
+
 def test_a_lost_list_of_withdrawals_stops_every_release(own: Place) -> None:
     with SiteLedger.open(own.ledger) as site:
         site.withdraw(site_ledgers.DOMAIN, "site-1-speaker-2")

@@ -297,6 +297,25 @@ def test_only_what_enrols_a_speaker_moves_the_speakers_features(tmp_path: Path) 
     assert not np.array_equal(alone, features("three", [enrolling(9)]))
 
 
+def test_a_site_commits_to_what_enrols_by_its_content_and_to_nothing_else_by_it(tmp_path: Path) -> None:
+    def committed(name: str, rows: list[Example]) -> str:
+        found = normalise(site(tmp_path / name, rows), ENROLMENT, tmp_path / f"{name} done")
+        assert SiteData.open(tmp_path / f"{name} done").enrolled == found.select(np.array([0])).enrolled
+        return found.enrolled
+
+    first, second, trained = enrolling(0), enrolling(2), example(1)
+    exchanged = replace(first, features=enrolling(9).features)  # another recording in the place of the first
+    whole = committed("whole", [first, second, trained])
+    assert committed("in another order", [second, trained, first, example(7)]) == whole
+    others = [
+        committed("exchanged", [exchanged, second, trained]),
+        committed("fewer", [first, trained]),
+        committed("of another", [replace(first, patient="z"), second, trained]),
+    ]
+    assert len({whole, *others}) == 4
+    assert committed("none", [trained]) == ""
+
+
 def test_a_speaker_is_centred_by_enrolment_as_far_as_there_is_of_it(tmp_path: Path) -> None:
     data = normalise(
         site(tmp_path / "raw", [enrolling(0), enrolling(2), example(1)]), ENROLMENT, tmp_path / "done"
