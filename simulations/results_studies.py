@@ -38,11 +38,15 @@ Figures = Mapping[str, npt.NDArray[np.float64]]
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What the search chooses: the stream, the weight decay, and how far a speaker's own figures count."""
+    """What the search chooses: the stream, the weight decay, and how far a speaker's own figures count.
+
+    `scale`: whether what enrols a speaker moves the mean alone (`public`), or the deviation as well (`shrunk`).
+    """
 
     stream: Stream
     decay: float
     shrinkage: float | None = None  # None: the scenario has no such line
+    scale: Literal["public", "shrunk"] = "public"
 
     @property
     def label(self) -> str:
@@ -51,7 +55,8 @@ class Setting:
         'both, decay 0.3, shrinkage 2.5'
         """
         shrunk = "" if self.shrinkage is None else f", shrinkage {self.shrinkage:g}"
-        return f"{self.stream}, decay {self.decay:g}{shrunk}"
+        scaled = ", own deviation" if self.scale == "shrunk" else ""
+        return f"{self.stream}, decay {self.decay:g}{shrunk}{scaled}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +71,7 @@ class Column:
 
 
 DECAYS = (1.0, 0.3)
+SCALES: tuple[Literal["public", "shrunk"], ...] = ("public", "shrunk")
 COLUMNS = (
     Column(
         title="nothing heard",
@@ -80,10 +86,11 @@ COLUMNS = (
         title="enrolment",
         scenario="results-enrolment",
         grid=tuple(
-            Setting(stream=stream, decay=decay, shrinkage=shrinkage)
+            Setting(stream=stream, decay=decay, shrinkage=shrinkage, scale=scale)
             for stream in ("encoder", "both")
             for decay in DECAYS
             for shrinkage in (5.0, 2.5, 1.0)
+            for scale in SCALES
         ),
         bar=0.79,
         stretch=0.82,
@@ -114,6 +121,8 @@ def study_text(column: Column, setting: Setting, *, folds: Sequence[int], n_seed
     }
     if setting.shrinkage is not None:
         values["shrinkage"] = setting.shrinkage
+    if setting.scale == "shrunk":
+        values["enrolment"] = '{ emotions = ["calm"], clips = 4, scale = "shrunk" }'
     return with_values((SCENARIOS / f"{column.scenario}.toml").read_text(encoding="utf-8"), values)
 
 

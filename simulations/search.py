@@ -137,16 +137,17 @@ def _study(column: Column, setting: Setting) -> Study:
 
 def _candidates(column: Column, ravdess: Path, workers: int) -> Iterator[tuple[Candidate, Recordings]]:
     """Yields each setting's rows, prepared and normalised as a run would."""
-    data: dict[float | None, SiteData] = {}
+    data: dict[tuple[float | None, str], SiteData] = {}
     with tempfile.TemporaryDirectory() as folder, show_progress(quiet=False) as on_event:
         for number, setting in enumerate(column.grid):
             study = _study(column, setting)
-            if setting.shrinkage not in data:
+            heard = (setting.shrinkage, setting.scale)
+            if heard not in data:
                 prepared = prepare(study, {"ravdess": ravdess}, workers=workers, on_event=on_event).prepared
                 place = Path(folder) / str(number)
                 lay_out(study, prepared, place, on_event)
-                data[setting.shrinkage] = SiteData.open(place / POOLED)
-            mine = data[setting.shrinkage]
+                data[heard] = SiteData.open(place / POOLED)
+            mine = data[heard]
             usable = mine.select(mine.trains & ~mine.enrols & (mine.copies == 0))
             yield (
                 Candidate(setting=setting, rows=np.array(usable.pooled(setting.stream))),

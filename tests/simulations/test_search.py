@@ -82,6 +82,8 @@ def test_a_setting_sets_what_it_names_and_nothing_else(column: results_studies.C
     study = loads(study_text(column, column.grid[-1], folds=[1, 3], n_seeds=2))
     assert (study.evaluation.only_folds, study.evaluation.seeds) == ((1, 3), (0, 1))
     assert study.training.weight_decay == column.grid[-1].decay
+    if study.normalisation.enrols is not None:
+        assert study.normalisation.enrols.scale == column.grid[-1].scale == "shrunk"
     widths = {name: len(values) for name, values in study.normalisation.mean.items()}
     if study.normalisation.scheme != "speaker":
         assert widths["both"] > widths["encoder"] == 3 * 768
