@@ -32,6 +32,7 @@ from sottovoce.common.corpus import Utterance
 from sottovoce.common.dataset import SiteData
 from sottovoce.common.errors import AudioError, RunError, SottovoceError
 from sottovoce.common.preparation import NO_CLASS, Recording, compute_features, write_site
+from sottovoce.common.privacy_specs import NOT_PRIVATE
 from sottovoce.common.progress import silent
 from sottovoce.common.speech_activity import AUDIO, WORDS, why_no_speech
 from sottovoce.common.study import Study
@@ -39,7 +40,7 @@ from sottovoce.common.summary import Summary
 from sottovoce.common.weights import Layout, from_state_dict, to_state_dict
 from sottovoce.server import checkpoint
 from sottovoce.server.rounds import Cell
-from sottovoce.simulations.cells import checkpoint_of
+from sottovoce.simulations.cells import NETWORK_ARMS, checkpoint_of
 from sottovoce.simulations.run_folder import read_started
 
 if TYPE_CHECKING:
@@ -156,7 +157,11 @@ def _fit(
         raise RunError(f"{run}: expected the name of an arm with withheld speakers ({names}); came {arm!r}.")
     seed = min(by_seed) if seed is None else seed
     if seed not in by_seed or len(np.unique(by_seed[seed].fold)) < 2:
-        raise RunError(f"{run}: expected a seed of the run with two folds or more; {seed} has none or one.")
+        raise RunError(
+            f"{run}: expected a seed of the run with two folds or more, since how sure an answer is and "
+            f"what set it gets are fitted on other folds' speakers; {seed} has none or one. Name another seed, or run the "
+            "study in two folds (evaluation.only_folds)."
+        )
     found = calibrate(by_seed[seed])
     fold = min(found.temperatures) if fold is None else fold
     if fold not in found.temperatures:
@@ -226,10 +231,12 @@ def network_of(run: Path, study: Study, data: SiteData, cell: Cell) -> nn.Module
     name, digest = checkpoint_of(study, cell)
     path = run / "checkpoints" / f"{name}.safetensors"
     if not path.is_file():
-        raise RunError(
-            f"{run}: expected {path.name} among its checkpoints; there is none. Name an arm, seed and fold of a "
-            "network that all sites share."
+        remedy = (
+            "It was removed, or the run has not ended: put it back, or run the study again."
+            if cell.arm in NETWORK_ARMS and cell.arm != "local"
+            else f"Name an arm, seed and fold of a network that all sites share; {cell.arm!r} is none."
         )
+        raise RunError(f"{run}: expected {path.name} among its checkpoints; there is none. {remedy}")
     model = models.build(study.model, data.widths, len(study.labels.classes), cell.seed)
     layout = Layout.of(from_state_dict(model.state_dict()))
     identity = checkpoint.Identity(study_digest=digest, cell=name)
@@ -287,19 +294,23 @@ def _notes_of_normalisation(study: Study, n_enrol: int, n_files: int) -> list[st
         return [
             "All recordings are taken to be one person's: each is compared with that person's others"
             + (
-                f" and with {n_enrol} clips to enrol by."
+                f" and with {_clips(n_enrol)} to enrol by."
                 if n_enrol
                 else ", so that more recordings give better answers."
             )
         ]
     if scheme == "enrolment":
         return [
-            f"All recordings are taken to be one person's, enrolled by {n_enrol} clips."
+            f"All recordings are taken to be one person's, enrolled by {_clips(n_enrol)}."
             if n_enrol
             else "No clips to enrol by were given (--enrol): the person is compared with the study's public figures, "
             "and answers are worse."
         ]
     return []
+
+
+def _clips(n: int) -> str:
+    return "1 clip" if n == 1 else f"{n} clips"
 
 
 def _notes_of_run(figures: Summary, cell: Cell) -> list[str]:
@@ -315,6 +326,11 @@ def _notes_of_run(figures: Summary, cell: Cell) -> list[str]:
         notes.append(
             f"The set should hold the right emotion {100 * sets.level:.0f} times in 100, for people like the "
             f"{arm.n_speakers} of the run; on them it did {100 * sets.coverage.value:.0f} times{span}."
+        )
+    if not figures.privacy.startswith(NOT_PRIVATE):
+        notes.append(
+            "The privacy figure is of the model's weights. The temperature, the sets and what counts as not sure were "
+            "fitted on the run's exact answers, which no figure covers: hand them on where the recordings are public."
         )
     return [*notes, *WHAT_IT_CANNOT_TELL]
 

@@ -1,6 +1,7 @@
 """`sottovoce predict`: an emotion, a set, or nothing, and one line for what cannot be read."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from sottovoce.cli import app
 from sottovoce.common import models
+from sottovoce.common import summary as summaries
 from sottovoce.common.calibrated import answers_of, calibrate
 from sottovoce.common.errors import AudioError, RunError, SottovoceError
 from sottovoce.common.predictions import LEAKS
@@ -18,10 +20,12 @@ from sottovoce.common.weights import Layout, from_state_dict
 from sottovoce.server import checkpoint
 from sottovoce.server.rounds import Cell
 from sottovoce.server.strategies import ServerState
+from sottovoce.simulations import study_new
 from sottovoce.simulations.cells import checkpoint_of
-from sottovoce.simulations.predict import Predicted, predict
+from sottovoce.simulations.predict import Predicted, _notes_of_normalisation, _notes_of_run, predict
 from sottovoce.simulations.run_folder import Local, write_local
 from sottovoce.simulations.sounds import RATE_HZ, not_speech
+from sottovoce.simulations.study_shape import EMBEDDED
 from sottovoce.simulations.voices import draw_voice, say
 from tests.fakes.runs import FakeRun, predictions_of, study_text, write_run
 
@@ -119,10 +123,16 @@ def test_mistakes_are_one_clear_line(run: Path, files: dict[str, Path]) -> None:
         predict(run, [voice], enrol=[files["broken"]])
     with pytest.raises(AudioError, match=r"silence\.wav: .*to enrol by.*loud enough"):
         predict(run, [voice], enrol=[files["silence"]])
-    with pytest.raises(RunError, match="seed0-fold1-federated"):
+    with pytest.raises(RunError, match="seed0-fold1-federated.*put it back, or run the study again"):
         predict(run, [voice, voice], fold=1)
     with pytest.raises(RunError, match="an arm with withheld speakers"):
         predict(run, [voice, voice], arm="federated" + LEAKS)
+
+
+def test_one_clip_is_one() -> None:
+    study = loads(study_new.study_text("small", EMBEDDED))
+    assert _notes_of_normalisation(study, 1, 1)[0].endswith("enrolled by 1 clip.")
+    assert _notes_of_normalisation(study, 2, 1)[0].endswith("enrolled by 2 clips.")
 
 
 def test_the_command_prints_what_it_cannot_tell_and_says_so_of_a_bad_file(
@@ -144,3 +154,10 @@ def test_the_command_prints_what_it_cannot_tell_and_says_so_of_a_bad_file(
     )
     assert plain.exit_code == 0
     assert [one["outcome"] for one in json.loads(plain.stdout)["said"]] == ["no speech"] * 2
+
+
+def test_a_private_runs_figure_is_not_said_to_cover_what_was_fitted_on_exact_answers(run: Path) -> None:
+    figures, cell = summaries.read(run / "metrics.json"), Cell(seed=0, fold=0, arm="federated")
+    private = replace(figures, privacy="epsilon 2.00 at delta 1e-05 for each patient")
+    (added,) = set(_notes_of_run(private, cell)) - set(_notes_of_run(figures, cell))
+    assert "exact answers, which no figure covers" in added
