@@ -3,14 +3,19 @@
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the processes that tests start
+# Tests start some two hundred processes: without this each compiles our sources anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-# How long an example takes says how busy the machine is, and nothing of the claim.
-settings.register_profile("sottovoce", deadline=None)
+# How long an example takes says how busy the machine is, and nothing of the claim. The same examples in every run: a
+# change is refused for what it does, not for what was drawn. `--hypothesis-profile=searching` draws new ones.
+_PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("searching", _PATIENT, max_examples=500)
+settings.register_profile("sottovoce", _PATIENT, derandomize=True)
 settings.load_profile("sottovoce")
 
 LONG = ("tests/system", "tests/simulations", "tests/deploy", "tests/server", "tests/client")

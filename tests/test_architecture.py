@@ -1,6 +1,7 @@
 """The house: who may import whom, which file is the door to which library, what a wheel contains."""
 
 import ast
+import functools
 import subprocess
 import sys
 import zipfile
@@ -61,7 +62,12 @@ DOORS = {
 }
 
 
-def imports(path: Path) -> Iterator[str]:
+@functools.cache
+def imports(path: Path) -> tuple[str, ...]:
+    return tuple(_found(path))
+
+
+def _found(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -160,7 +160,7 @@ def unapproved(attacker: Attacker) -> Study:
         privacy=LOCAL.replace("noise_multiplier = 1.0", "noise_multiplier = 0.5", 1),
         model=LINEAR,
         training=SGD,
-        federation="secure_sum = false, deadline_seconds = 20.0",
+        federation="secure_sum = false, deadline_seconds = 120.0",
     )
     return attacker.place.offer(file, [SITE])
 
