@@ -33,7 +33,7 @@ from sottovoce.simulations.prepare import synthesize_into
 
 SCENARIOS = ("federation-seeded.toml", "federation.toml")
 PERSON, REHEARSAL, DOMAIN = "Ada Example", "rehearsal", "intake-2026"
-START_SECONDS, RUN_SECONDS = 60.0, 300.0
+START_SECONDS, RUN_SECONDS = 180.0, 300.0  # under strace, on a busy machine, a start takes half a minute
 _POLICY = """\
 format = 1
 site = "{site}"

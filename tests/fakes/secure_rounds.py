@@ -130,7 +130,7 @@ class Federation:
         return [one.body.kind for one in found if isinstance(one.body, Reserve | Commit | Burn)]
 
 
-DIES_IN = ("deal", "mask", "reveal")
+DIES_IN = ("mask", "reveal")
 dying_app = ClientApp()  # site-2's process is killed in another phase of each round
 
 

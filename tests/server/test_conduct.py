@@ -27,7 +27,7 @@ from sottovoce.simulations.engines.inprocess import InProcessGrid
 from tests.fakes.coordinators import APP, Consortium
 from tests.fakes.sites import GROUPS, WIDTH, write_study
 
-OPEN_SUMS = "secure_sum = false, deadline_seconds = 20"
+OPEN_SUMS = "secure_sum = false, deadline_seconds = 600"
 
 
 @pytest.fixture(autouse=True)

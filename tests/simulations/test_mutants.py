@@ -58,6 +58,12 @@ def tiny_tree(folder: Path, *, asserted: str) -> Path:
     return folder
 
 
+@pytest.fixture
+def plain_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trees of one line need no plugins, which take seconds to import."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+
+
 def outcome(root: Path, old: str, test: str = "tests/test_part.py::test_limit") -> str:
     mutant = Mutant(
         name="m", trap="P1", what="", path="common/part.py", old=old, new="LIMIT = 2\n", test=test
@@ -66,20 +72,24 @@ def outcome(root: Path, old: str, test: str = "tests/test_part.py::test_limit") 
     return verdict.outcome
 
 
+@pytest.mark.usefixtures("plain_pytest")
 def test_a_mutant_that_a_test_notices_is_killed_and_the_tree_is_untouched(tmp_path: Path) -> None:
     root = tiny_tree(tmp_path, asserted="LIMIT = 1")
     assert outcome(root, "LIMIT = 1\n") == "killed"
     assert (root / "common" / "part.py").read_text() == "LIMIT = 1\nOTHER = 1\n"
 
 
+@pytest.mark.usefixtures("plain_pytest")
 def test_a_mutant_that_nothing_notices_survives(tmp_path: Path) -> None:
     assert outcome(tiny_tree(tmp_path, asserted="OTHER = 1"), "LIMIT = 1\n") == "SURVIVED"
 
 
+@pytest.mark.usefixtures("plain_pytest")
 def test_a_mutant_that_does_not_apply_is_no_kill(tmp_path: Path) -> None:
     assert outcome(tiny_tree(tmp_path, asserted="LIMIT = 1"), "LIMIT = 7\n") == "does not apply"
 
 
+@pytest.mark.usefixtures("plain_pytest")
 def test_a_test_that_fails_anyway_or_is_not_there_is_no_kill(tmp_path: Path) -> None:
     root = tiny_tree(tmp_path, asserted="LIMIT = 3")
     assert outcome(root, "LIMIT = 1\n") == "test does not pass"

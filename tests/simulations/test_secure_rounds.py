@@ -96,13 +96,13 @@ def test_the_same_bits_on_flowers_own_backend(
 
 
 def test_processes_that_are_killed_in_any_phase_leave_the_exact_sum_of_the_survivors(tmp_path: Path) -> None:
-    """A phase before the vectors are sent, that one, and one after; every pattern of loss: `bench secagg`."""
+    """The last phase in which its vector is not there, and one after; every phase and pattern: `bench secagg`."""
     place = Federation(tmp_path, "none", rounds=len(DIES_IN))
     outcome = place.run(engine="processes", workers=2, app=DYING)
     lost = [record.refused.get("site-2", "") for record in outcome.rounds]
     assert all("ended twice" in reason for reason in lost)
     # Up to phase `mask` its vector was not there; afterwards it is in the sum, and the others take its masks off.
-    assert [("site-2" in record.sites) for record in outcome.rounds] == [False, False, True]
+    assert [("site-2" in record.sites) for record in outcome.rounds] == [False, True]
     weights, expected = place.weights, flat(place.weights)
     for record in outcome.rounds:
         expected = expected + exact_mean(place, weights, record)
@@ -127,7 +127,7 @@ def exact_mean(place: Federation, weights: Mapping[str, Array], record: RoundRec
         fold=CELL.fold,
         layout=layout,
         weights=sent.astype(np.float32),
-        deadline_seconds=60.0,
+        deadline_seconds=600.0,
         max_update_norm=1e4,
     )
     with open_exchange(Execution(), place.sites, study_file=place.study_file, without_privacy=True) as plain:
