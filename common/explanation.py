@@ -69,12 +69,21 @@ class Explanation:
     n_utterances: _Natural
     uar: Share
     repeats: _Natural
+    chance: Share | None = None
+    uar_low: Share | None = None
+    uar_high: Share | None = None
     importance: tuple[Importance, ...]
     evidence: tuple[Evidence, ...] = ()
     statistics: Mapping[str, Share] | None = None
     moments: tuple[Curve, ...] = ()
     attention: tuple[Curve, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def is_at_chance(self) -> bool:
+        """Whether the models may know nothing: the interval of their UAR holds chance. Then nothing is explained."""
+        least = self.uar if self.uar_low is None else self.uar_low
+        return self.chance is not None and least <= self.chance
 
 
 def write(folder: Path, explanation: Explanation) -> Path:

@@ -168,6 +168,12 @@ def _enrolled(rule: Enrolment, corpus: Corpus, enrolling: frozenset[str]) -> str
     if not fewer:
         return text
     wanted = f"{rule.clips} in {' or '.join(rule.emotions)}"
+    if not count:
+        return (
+            f"{corpus.name}: no speaker has recordings in {' or '.join(rule.emotions)} to be enrolled by: all are "
+            "standardised by the study's public figures. Name other emotions in normalisation.enrolment, or take the "
+            "scheme 'constants'"
+        )
     return f"{text}; {fewer:,} have fewer than {wanted}: public figures count for more"
 
 

@@ -99,6 +99,27 @@ class InitialFacts:
     fresh: tuple[str, ...] = ()
 
 
+def check_is_run(folder: Path, file: str = "run.json") -> None:
+    """Refuses a folder that is no run's, by a file that every run has; names runs that lie inside it.
+
+    Raises:
+        RunError: there is no such file.
+    """
+    if (folder / file).is_file():
+        return
+    inside = [path.name for path in sorted(folder.iterdir())] if folder.is_dir() else []
+    runs = [name for name in inside if (folder / name / file).is_file()]
+    if runs:
+        named = ", ".join(runs[:5]) + (", ..." if len(runs) > 5 else "")
+        raise RunError(
+            f"{folder}: expected one run's folder; this one holds several things: name one of {named}."
+        )
+    came = f"there is no {file} in it" if folder.is_dir() else "there is no such folder"
+    raise RunError(
+        f"{folder}: expected a run's folder; {came}. `sottovoce simulate` makes one, in runs/NAME by default."
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class AddedRows:
     """The rows that sites add to their own, where the study names some; `facts` is what the file says of itself."""

@@ -11,6 +11,7 @@ Three views of the models of one arm and seed, each asked only about speakers th
 | attention              | networks that attend      | which moments were looked at                                 |
 
 Guarantees:
+  - Of models whose UAR may be chance nothing is shown (`Explanation.is_at_chance`).
   - The same run, folders and seed give the same file.
   - Nothing is trained anew but a classical baseline, which has no checkpoint.
   - Only for simulation on public corpora: per-person figures never leave a hospital, and this reads each recording.
@@ -38,7 +39,7 @@ from sottovoce.common.models import streams_of
 from sottovoce.common.predictions import leaks
 from sottovoce.common.progress import OnEvent, Step, silent
 from sottovoce.common.streams import stream as coins
-from sottovoce.common.study import Study
+from sottovoce.common.study import Normalisation, Study
 from sottovoce.server.rounds import Cell
 from sottovoce.simulations.attention import attention_of, curve
 from sottovoce.simulations.attributions import integrated_gradients
@@ -152,6 +153,7 @@ def _explained(
         if any(column.family == family for own in columns.values() for column in own)
     ]
     gradients = _gradients(study, asked, columns, seed, on_event) if asked[0].model is not None else None
+    low, high = _bounds(study, before[speakers])
     return Explanation(
         format=1,
         study_digest=study.digest(),
@@ -161,6 +163,9 @@ def _explained(
         n_utterances=int(before.sum()),
         uar=float(metrics.uars(before.sum(axis=0))),
         repeats=repeats,
+        chance=1.0 / np.count_nonzero(before.sum(axis=(0, 2))),
+        uar_low=low,
+        uar_high=high,
         importance=tuple(sorted(importance, key=lambda one: -one.lost)),
         evidence=gradients.evidence(study.labels.classes) if gradients else (),
         statistics=gradients.statistics() if gradients else None,
@@ -168,6 +173,18 @@ def _explained(
         attention=gradients.curves(study.labels.classes, gradients.attention) if gradients else (),
         notes=tuple(_notes(study, columns)),
     )
+
+
+def _bounds(study: Study, before: Floats) -> tuple[float | None, float | None]:
+    """Returns the 95 % interval of the models' UAR over speakers; none of one speaker."""
+    draws = metrics.resampled(
+        before[None],  # type: ignore[arg-type]  # floats that count
+        lambda tables: np.asarray(metrics.uars(tables)[:, 0]),
+        samples=study.evaluation.bootstrap_samples,
+        seed=study.evaluation.seeds[0],
+    )
+    bounds = metrics.interval(draws, n_speakers=len(before))
+    return (None, None) if bounds is None else (float(bounds[0]), float(bounds[1]))
 
 
 def _importance(
@@ -320,5 +337,23 @@ def _notes(study: Study, columns: Mapping[str, Sequence[Column]]) -> Iterator[st
             "What a frozen network hears has no name that a person could check; loudness, pitch and the rest are in it "
             "too, so that their own lines say only what it lacks."
         )
-    if study.normalisation.by_person:
-        yield "Each feature is told relative to the same person's own recordings: high means high for this person."
+    yield from _relative_to(study.normalisation)
+
+
+def _relative_to(spec: Normalisation) -> Iterator[str]:
+    """What a high figure is higher than."""
+    public = bool(spec.mean or spec.from_initial)
+    few = ", and to public figures where they are few" if public and spec.shrinkage else ""
+    if spec.scheme == "speaker":
+        yield f"Each feature is told relative to all of the same person's recordings{few}: high is high for them."
+    elif spec.enrols is not None:
+        calm = " or ".join(spec.enrols.emotions)
+        yield (
+            f"Each feature is told relative to up to {spec.enrols.clips} of the same person's recordings in {calm}{few};"
+            " of a person without any, relative to public figures, where high may be no more than a high voice."
+        )
+    elif spec.scheme == "constants" and public:
+        yield (
+            "Each feature is told relative to public figures, the same for everybody: high may be no more than a high "
+            "voice."
+        )

@@ -159,8 +159,8 @@ def _fit(
     if seed not in by_seed or len(np.unique(by_seed[seed].fold)) < 2:
         raise RunError(
             f"{run}: expected a seed of the run with two folds or more, since how sure an answer is and "
-            f"what set it gets are fitted on other folds' speakers; {seed} has none or one. Name another seed, or run the "
-            "study in two folds (evaluation.only_folds)."
+            f"what set it gets are fitted on other folds' speakers; {seed} has none or one. Name another seed, or run "
+            "the study in two folds (evaluation.only_folds)."
         )
     found = calibrate(by_seed[seed])
     fold = min(found.temperatures) if fold is None else fold

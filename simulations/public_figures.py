@@ -77,9 +77,9 @@ def _numbers(values: Any) -> str:
 
 def main() -> None:
     """Writes the file."""
-    from sottovoce.simulations import study_new
+    from sottovoce.simulations import study_new, study_shape
 
-    shape = replace(study_new.EMBEDDED, enrols=False)
+    shape = replace(study_shape.EMBEDDED, enrols=False)
     write_text(FILE, measure(loads(study_new.study_text("figures", shape)), os.cpu_count() or 1))
     print(FILE)
 

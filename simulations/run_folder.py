@@ -18,7 +18,7 @@ from pathlib import Path
 from sottovoce.common.config import as_plain, build
 from sottovoce.common.errors import RunError
 from sottovoce.common.files import lock_file, write_whole
-from sottovoce.common.run_files import RunFacts, read_run
+from sottovoce.common.run_files import RunFacts, check_is_run, read_run
 from sottovoce.common.study import Study, loads
 
 
@@ -82,8 +82,7 @@ def read_started(run: Path) -> tuple[Study, RunFacts, Local]:
     Raises:
         RunError: no run, a damaged one, or one whose study file was changed since.
     """
-    if not run.is_dir():
-        raise RunError(f"{run}: expected a run folder to go on with; there is none.")
+    check_is_run(run)
     facts = read_run(run / "run.json")
     try:
         study = loads((run / "study.toml").read_text(encoding="utf-8"))

@@ -9,86 +9,19 @@ Guarantees:
 """
 
 import math
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from sottovoce.common.config import build
-from sottovoce.common.corpus import Corpus
 from sottovoce.common.errors import CorpusError, StudyError
-from sottovoce.common.labels import EMOTIONS
 from sottovoce.common.model_size import n_parameters_of
 from sottovoce.common.privacy import accountant, distributed_plan
 from sottovoce.common.privacy.plan import training_event
 from sottovoce.common.privacy_specs import USUAL_DELTA, DistributedPrivacy, LocalPrivacy, largest_delta
-from sottovoce.common.study import Enrolment, Study, loads
+from sottovoce.common.study import Study, loads
 from sottovoce.simulations import public_figures
-
-MIN_CLASS_UTTERANCES = 10  # a class with fewer cannot be learned or scored
-MIN_CLASS_SPEAKERS = 2  # a class of one speaker cannot be scored speaker-independently
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """What a study must know of a corpus to fit it."""
-
-    corpus: str
-    adapter: str
-    classes: tuple[str, ...]
-    n_sites: int
-    k_folds: int
-    named_folds: str | None = None
-    enrols: bool = True
-
-
-EMBEDDED = Shape(
-    corpus="voices",
-    adapter="auto",
-    classes=("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised"),
-    n_sites=6,
-    k_folds=4,
-)
-
-
-def shape_of(corpus: Corpus) -> Shape:
-    """Returns sites, folds and classes that fit a corpus.
-
-    Raises:
-        CorpusError: fewer than two classes or two patients: nothing to learn, or nobody to withhold.
-    """
-    utterances = Counter(item.label for item in corpus.utterances)
-    speakers = {
-        label: {item.speaker for item in corpus.utterances if item.label == label} for label in utterances
-    }
-    enough = {
-        label
-        for label, count in utterances.items()
-        if count >= MIN_CLASS_UTTERANCES and len(speakers[label]) >= MIN_CLASS_SPEAKERS
-    }
-    classes = tuple(label for label in EMOTIONS if label in enough)
-    n_patients = len({item.patient for item in corpus.utterances})
-    if len(classes) < 2 or n_patients < 2:
-        raise CorpusError(
-            f"A study expects two patients and two emotions with {MIN_CLASS_UTTERANCES} recordings of "
-            f"{MIN_CLASS_SPEAKERS} speakers each; {corpus.name!r} has {n_patients} and {len(classes)}."
-        )
-    return Shape(
-        corpus=corpus.name,
-        adapter=corpus.adapter,
-        classes=classes,
-        n_sites=max(1, min(6, n_patients // 2)),
-        k_folds=min(5, n_patients),
-        named_folds="ravdess-luna-jimenez" if corpus.adapter == "ravdess" and n_patients == 24 else None,
-        enrols=_most_can_enrol(corpus),
-    )
-
-
-def _most_can_enrol(corpus: Corpus) -> bool:
-    """Says whether four in five speakers have recordings to be enrolled by, with as many left over."""
-    plain = Counter(item.speaker for item in corpus.utterances if item.label in Enrolment().emotions)
-    speakers = {item.speaker for item in corpus.utterances}
-    return sum(plain[speaker] >= 2 for speaker in speakers) >= 0.8 * len(speakers)
+from sottovoce.simulations.study_shape import EMBEDDED, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +72,7 @@ def _text(
         synthetic=_synthetic(shape),
         classes=", ".join(f'"{label}"' for label in shape.classes),
         n_sites=shape.n_sites,
+        partition="corpus_sites" if shape.states_sites else "speaker_blocks",
         folds=f'{{ kind = "named", name = "{shape.named_folds}" }}'
         if shape.named_folds
         else f'{{ kind = "{folds}", k = {shape.k_folds} }}',
@@ -393,7 +327,7 @@ parts = [
 {learned}[federation]
 n_sites = {n_sites}
 rounds = {rounds}
-partition = {{ kind = "speaker_blocks" }}
+partition = {{ kind = "{partition}" }}
 strategy = {strategy}
 
 [privacy]

@@ -18,8 +18,9 @@ _STEPS = 10  # of shade
 
 
 def whisker(one: Importance, scale: draw.Scale) -> Markup:
-    """Draws what is lost without a family."""
-    return draw.whisker(one.lost, one.low, one.high, scale=scale, css="federated", reference=0.0)
+    """Draws what is lost without a family; no interval of no width."""
+    low, high = (None, None) if one.low == one.high else (one.low, one.high)
+    return draw.whisker(one.lost, low, high, scale=scale, css="federated", reference=0.0)
 
 
 def scale_of(found: Explanation) -> draw.Scale:
@@ -32,6 +33,8 @@ def span(one: Importance) -> str:
     """Returns the interval of a loss in points."""
     if one.low is None or one.high is None:
         return "no interval: one speaker"
+    if one.low == one.high:
+        return "no interval: no draw of speakers changes it" if one.lost else "no interval: no answer changed"
     return f"{text.points(one.low, sign=True)} to {text.points(one.high, sign=True)}"
 
 
@@ -54,6 +57,21 @@ def sentence(one: Importance) -> str:
     return f"{one.words}: {text.points(one.lost)} points of UAR lost when shuffled (95 %: {span(one)})"
 
 
+def at_chance(found: Explanation) -> str:
+    """Returns why nothing is explained: figures of a model that knows nothing say nothing."""
+    span = (
+        "one speaker, no interval"
+        if found.uar_low is None or found.uar_high is None
+        else f"95 % interval {text.percent(found.uar_low)} to {text.percent(found.uar_high)}"
+    )
+    return (
+        f"The models may be at chance: UAR {text.percent(found.uar)} ({span}; chance "
+        f"{text.percent(found.chance or 0.0)}). What a model that knows nothing "
+        "listens to explains nothing, so nothing is shown. Train longer, on more speakers or on other features, and "
+        "ask again."
+    )
+
+
 def terminal(found: Explanation, report: Path) -> "Group":
     """Returns what a run's models listen to, as a terminal shows it."""
     from rich.console import Group
@@ -61,6 +79,12 @@ def terminal(found: Explanation, report: Path) -> "Group":
 
     head = f"{text.show_name(found.arm)}, seed {found.seed}: UAR {text.percent(found.uar)} on "
     head += f"{text.count(found.n_utterances, 'recording')} of {text.count(found.n_speakers, 'speaker')} never heard"
+    if found.is_at_chance:
+        return Group(
+            Text(head, style="bold"),
+            Text(at_chance(found), style="yellow"),
+            Text.assemble("Report: ", (str(report), "bold")),
+        )
     lines = [Text(head, style="bold"), *(Text(sentence(one)) for one in found.importance)]
     lines += [
         Text(f"{text.show_name(one.emotion)}: {strongest(one) or 'nothing in particular'}", style="dim")

@@ -53,6 +53,7 @@ class Run:
 def read(folder: Path) -> Run:
     """Reads the files of a run. Raises: RunError when one is damaged, or a necessary one is missing."""
     path = folder / "study.toml"
+    run_files.check_is_run(folder, path.name)
     try:
         spec = study.load(path)
         study_text = path.read_text(encoding="utf-8")
@@ -122,6 +123,7 @@ def _environment() -> jinja2.Environment:
         "moment": text.moment,
         "style": style,
         "loss_span": explanation.span,
+        "at_chance": explanation.at_chance,
         "strongest": explanation.strongest,
         "shaded": explanation.moments,
         "lines": _visible_lines,

@@ -263,13 +263,12 @@ def study_new(
     ] = None,
 ) -> None:
     """Write a commented study file: for the embedded corpus, or fitted to a folder of recordings."""
-    from dataclasses import replace
-
     from sottovoce.common.corpus import scan
-    from sottovoce.simulations.study_new import EMBEDDED, Privacy, shape_of, study_text, write_study
+    from sottovoce.simulations.study_new import Privacy, study_text, write_study
+    from sottovoce.simulations.study_shape import EMBEDDED, shape_of, with_sites
 
     shape = EMBEDDED if data is None else shape_of(scan(data, name="corpus", adapter=adapter))
-    shape = replace(shape, n_sites=sites or shape.n_sites)
+    shape = with_sites(shape, sites)
     chosen = _choice("--mode", mode, ("local", "distributed"))
     if patients is None and chosen == "distributed":
         raise SottovoceError(
@@ -277,6 +276,8 @@ def study_new(
         )
     privacy = None if patients is None else Privacy(n_patients=patients, epsilon=epsilon, mode=chosen)  # type: ignore[arg-type]
     write_study(path, study_text(path.stem, shape, privacy))
+    for remark in shape.remarks:
+        typer.echo(remark)
     folder = "" if data is None else f" --data {shape.corpus}={data}"
     typer.echo(f"Wrote {path}. Run it with: sottovoce simulate {path}{folder}")
 

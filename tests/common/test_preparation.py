@@ -11,7 +11,8 @@ from sottovoce.common.preparation import NO_CLASS, Recording, recordings_of
 from sottovoce.common.privacy_specs import LocalPrivacy
 from sottovoce.common.progress import Event, Note, silent
 from sottovoce.common.study import Enrolment, Labels, Normalisation, Study, loads
-from sottovoce.simulations.study_new import EMBEDDED, study_text
+from sottovoce.simulations.study_new import study_text
+from sottovoce.simulations.study_shape import EMBEDDED
 
 STUDY = loads(study_text("enrolling", EMBEDDED))
 
@@ -93,6 +94,13 @@ def test_an_enrolment_that_cannot_be_is_refused(change: str, said: str) -> None:
     before, _, after = text.partition("[normalisation]\n")
     with pytest.raises(StudyError, match=said):
         loads(before + "[normalisation]\n" + change + "\n\n[model]" + after.partition("[model]")[2])
+
+
+def test_a_corpus_that_enrols_nobody_is_said_with_what_to_change() -> None:
+    told: list[Event] = []
+    list(recordings_of(STUDY, corpus(("a", "angry", 3), ("b", "sad", 3)), told.append))
+    assert "no speaker has recordings in calm or neutral to be enrolled by" in str(told[0])
+    assert "the scheme 'constants'" in str(told[0])
 
 
 def test_a_recording_that_enrols_has_no_class() -> None:

@@ -288,6 +288,19 @@ def test_missing_run_files_say_what_to_do(tmp_path: Path) -> None:
         list(run_files.read_rounds(tmp_path / "rounds.jsonl"))
 
 
+def test_a_folder_that_is_no_run_says_so_and_names_runs_inside(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="there is no such folder"):
+        run_files.check_is_run(tmp_path / "nothing")
+    with pytest.raises(RunError, match=r"there is no run\.json in it"):
+        run_files.check_is_run(tmp_path)
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").touch()
+        run_files.check_is_run(tmp_path / name)
+    with pytest.raises(RunError, match="name one of one, other"):
+        run_files.check_is_run(tmp_path)
+
+
 def test_summary_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         SUMMARY.study = "another"  # type: ignore[misc]

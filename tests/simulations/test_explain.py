@@ -2,10 +2,12 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from sottovoce.common import explanation, feature_words, models
 from sottovoce.common.dataset import Batch
@@ -25,10 +27,11 @@ from sottovoce.common.feature_specs import (
 from sottovoce.common.features import width
 from sottovoce.common.model_specs import Attention, Linear, Lstm
 from sottovoce.common.streams import stream
+from sottovoce.common.study import Normalisation
 from sottovoce.common.summarise import summarise
 from sottovoce.server.report import explanation as shown
 from sottovoce.server.report.page import Run, render
-from sottovoce.simulations import attributions
+from sottovoce.simulations import attributions, explain
 from sottovoce.simulations.attention import attention_of, curve
 from sottovoce.simulations.attributions import integrated_gradients
 from sottovoce.simulations.importance import Heard, alone, counts_of, lost, shuffled, shuffled_counts
@@ -274,6 +277,70 @@ def test_an_explanation_is_told_in_everyday_words() -> None:
     assert shown.moments(EXPLANATION.moments) == [("sad", [20, 7, 0])]
     bare = dataclasses.replace(EXPLANATION.importance[0], low=None)
     assert shown.span(bare) == "no interval: one speaker"
+
+
+def test_an_interval_of_no_width_is_not_printed_as_if_it_were_sure() -> None:
+    nothing = dataclasses.replace(EXPLANATION.importance[0], lost=0.0, low=0.0, high=0.0)
+    assert shown.span(nothing) == "no interval: no answer changed"
+    alike = dataclasses.replace(nothing, lost=0.1, low=0.1, high=0.1)
+    assert shown.span(alike) == "no interval: no draw of speakers changes it"
+    scale = shown.scale_of(EXPLANATION)
+    assert shown.whisker(alike, scale) == shown.whisker(
+        dataclasses.replace(alike, low=None, high=None), scale
+    )
+
+
+@pytest.mark.parametrize(
+    ("uar", "low", "is_at_chance"),
+    [(0.3, 0.2, True), (0.3, 0.26, False), (0.25, None, True), (0.9, None, False)],
+)
+def test_of_a_model_at_chance_nothing_is_explained(
+    uar: float, low: float | None, is_at_chance: bool, tmp_path: Path
+) -> None:
+    found = dataclasses.replace(EXPLANATION, chance=0.25, uar=uar, uar_low=low, uar_high=low and 0.95)
+    console = Console(record=True, width=300)
+    console.print(shown.terminal(found, tmp_path / "report.html"))
+    said = console.export_text()
+    assert ("may be at chance" in said) is is_at_chance
+    assert ("points of UAR lost" in said) is not is_at_chance
+    run = FakeRun(repetitions=1, seeds=(0,), skill=(("federated", 2.0),))
+    page = render(
+        Run(
+            study=study_of(run),
+            study_text=study_text(run),
+            summary=summarise(predictions_of(run), study_of(run)),
+            facts=None,
+            rounds=None,
+            explanation=found,
+        )
+    )
+    assert ("may be at chance" in page) is is_at_chance
+    assert ("points lost" in page) is not is_at_chance
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"scheme": "speaker"}, "all of the same person's recordings: high"),
+        (
+            {"scheme": "speaker", "mean": {"a": (0.0,)}},
+            "recordings, and to public figures where they are few: high",
+        ),
+        (
+            {"scheme": "enrolment", "mean": {"a": (0.0,)}},
+            "up to 4 of the same person's recordings in calm or neutral",
+        ),
+        ({"scheme": "constants", "mean": {"a": (0.0,)}}, "the same for everybody"),
+    ],
+)
+def test_what_features_are_relative_to_is_what_the_study_did(spec: dict[str, Any], said: str) -> None:
+    (sentence,) = explain._relative_to(Normalisation(**spec))
+    assert said in sentence
+
+
+def test_features_that_are_relative_to_nothing_are_not_said_to_be() -> None:
+    assert list(explain._relative_to(Normalisation(scheme="utterance"))) == []
+    assert list(explain._relative_to(Normalisation(scheme="constants"))) == []
 
 
 def test_the_report_shows_it_and_names_stay_names() -> None:

@@ -123,7 +123,7 @@ def test_mistakes_are_one_clear_line(run: Path, files: dict[str, Path]) -> None:
         predict(run, [voice], enrol=[files["broken"]])
     with pytest.raises(AudioError, match=r"silence\.wav: .*to enrol by.*loud enough"):
         predict(run, [voice], enrol=[files["silence"]])
-    with pytest.raises(RunError, match="seed0-fold1-federated.*put it back, or run the study again"):
+    with pytest.raises(RunError, match=r"seed0-fold1-federated.*put it back, or run the study again"):
         predict(run, [voice, voice], fold=1)
     with pytest.raises(RunError, match="an arm with withheld speakers"):
         predict(run, [voice, voice], arm="federated" + LEAKS)

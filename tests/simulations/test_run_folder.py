@@ -18,7 +18,8 @@ from sottovoce.simulations.run_folder import (
     write_local,
     write_text,
 )
-from sottovoce.simulations.study_new import EMBEDDED, study_text
+from sottovoce.simulations.study_new import study_text
+from sottovoce.simulations.study_shape import EMBEDDED
 
 TEXT = study_text("demo", EMBEDDED)
 
@@ -90,7 +91,7 @@ def test_a_damaged_run_is_an_error_not_a_crash(run: Path, name: str, damage: byt
 
 
 def test_no_run_to_go_on_with_says_so(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="there is none"):
+    with pytest.raises(RunError, match="there is no such folder"):
         read_started(tmp_path / "absent")
 
 

@@ -1,13 +1,17 @@
 """A first study fits the corpus it is written for."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from sottovoce.common.corpus import Corpus, Utterance
 from sottovoce.common.errors import CorpusError, StudyError
 from sottovoce.common.features import width
+from sottovoce.common.folds import fold_of
 from sottovoce.common.model_size import size_problems
 from sottovoce.common.privacy import distributed_accountant
 from sottovoce.common.privacy.accountant import epsilon
@@ -17,15 +21,15 @@ from sottovoce.common.privacy.planning_distributed import colluders_withstood, q
 from sottovoce.common.privacy_specs import DistributedPrivacy, LocalPrivacy
 from sottovoce.common.study import Enrolment, NamedFolds, SpeakerFolds, loads
 from sottovoce.simulations import public_figures
+from sottovoce.simulations.partition import site_names
 from sottovoce.simulations.study_new import (
-    EMBEDDED,
     Privacy,
     colluding_sites,
     least_sites,
-    shape_of,
     study_text,
     write_study,
 )
+from sottovoce.simulations.study_shape import EMBEDDED, shape_of, with_sites
 
 
 def corpus(n_speakers: int, *, adapter: str = "savee", each: int = 12) -> Corpus:
@@ -54,12 +58,82 @@ def test_the_embedded_study_loads() -> None:
     assert loads(study_text("demo", EMBEDDED)).corpora[0].synthetic is not None
 
 
-@pytest.mark.parametrize(("n_speakers", "n_sites", "k"), [(2, 1, 2), (4, 2, 4), (10, 5, 5), (91, 6, 5)])
-def test_sites_and_folds_fit_the_number_of_speakers(n_speakers: int, n_sites: int, k: int) -> None:
+@pytest.mark.parametrize(("n_speakers", "n_sites"), [(2, 1), (4, 2), (5, 2), (10, 5), (91, 6)])
+def test_sites_and_folds_fit_the_number_of_speakers_and_no_fold_is_empty(
+    n_speakers: int, n_sites: int
+) -> None:
     study = loads(study_text("small", shape_of(corpus(n_speakers))))
     assert study.federation.n_sites == n_sites
-    assert isinstance(study.evaluation.folds, SpeakerFolds)
-    assert study.evaluation.folds.k == k
+    folds = study.evaluation.folds
+    assert isinstance(folds, SpeakerFolds)
+    assert folds.k == 5 or n_speakers < 91
+    blocks = np.array_split([f"{number:02d}" for number in range(1, n_speakers + 1)], n_sites)
+    used = {
+        fold
+        for name, block in zip(site_names(n_sites), blocks, strict=True)
+        for fold in fold_of(folds, 0, name, block.tolist()).values()
+    }
+    assert used == set(range(folds.k))
+
+
+def changed(whole: Corpus, **of_item: Callable[[Utterance], Any]) -> Corpus:
+    """Returns the corpus with fields of each utterance as functions of it."""
+    utterances = (
+        replace(item, **{name: make(item) for name, make in of_item.items()}) for item in whole.utterances
+    )
+    return replace(whole, utterances=tuple(utterances))
+
+
+def test_sites_are_the_corpus_s_own_where_each_person_is_at_one() -> None:
+    shape = shape_of(changed(corpus(6), site=lambda item: "north" if item.speaker < "03" else "south"))
+    federation = loads(study_text("small", shape)).federation
+    assert (federation.n_sites, federation.partition.kind) == (2, "corpus_sites")
+    assert "Sites are those that the corpus states." in shape.remarks
+    fewer = with_sites(shape, 3)
+    federation = loads(study_text("small", fewer)).federation
+    assert (federation.n_sites, federation.partition.kind) == (3, "speaker_blocks")
+    assert "states 2 sites; --sites 3" in fewer.remarks[-1]
+    assert "Sites are those that the corpus states." not in fewer.remarks
+
+
+@pytest.mark.parametrize(
+    ("site", "said"),
+    [
+        (lambda item: "north" if item.speaker == "01" else None, "60 recordings state no site"),
+        (lambda item: "north", "all state the same one"),
+        (lambda item: "north" if item.key.endswith("1") else "south", "6 of 6 speakers are at several"),
+    ],
+)
+def test_sites_that_cannot_be_used_are_said_with_what_to_do(
+    site: Callable[[Utterance], str | None], said: str
+) -> None:
+    shape = shape_of(changed(corpus(6, each=6), site=site))
+    assert loads(study_text("small", shape)).federation.partition.kind == "speaker_blocks"
+    (remark,) = shape.remarks
+    assert said in remark
+    assert "dealt to sites in blocks" in remark
+
+
+def test_nothing_is_said_of_a_corpus_that_is_used_as_it_is() -> None:
+    assert shape_of(corpus(6)).remarks == ()
+
+
+def test_an_emotion_that_is_too_rare_is_named_with_its_count_and_the_way_out() -> None:
+    rare = changed(
+        corpus(6), label=lambda item: "sad" if item.key in ("1-angry-1", "2-angry-1") else item.label
+    )
+    shape = shape_of(rare)
+    assert shape.classes == ("neutral", "angry")
+    (remark,) = shape.remarks
+    assert remark.startswith("sad is left out: 2 recordings of 2 speakers; a class needs 10 of 2.")
+    assert "merge" in remark
+
+
+def test_speakers_of_one_emotion_and_without_calm_recordings_are_said() -> None:
+    single = changed(corpus(6), label=lambda item: "angry" if item.speaker < "04" else "sad")
+    shape = shape_of(single)
+    assert "too few speakers have two recordings in calm or neutral" in shape.remarks[0].lower()
+    assert "6 of 6 speakers were recorded in one emotion alone" in shape.remarks[1]
 
 
 def test_speakers_are_enrolled_where_most_have_calm_recordings_and_never_by_all_of_their_own() -> None:
