@@ -7,24 +7,25 @@
 Guarantees:
   - A temperature changes no answer, only how sure it sounds.
   - `cross_temperatures` gives each fold a temperature that was fitted on answers to speakers of the other folds alone:
-    no answer to a tested speaker, and no label of one, is in the fit of the temperature that is applied to that speaker.
+    no answer to a tested speaker, and no label of one, is in the fit of that speaker's own temperature.
   - Bins hold equally many recordings (give or take one), so that no bin's accuracy rests on a handful.
   - Everything is deterministic; rows may come in any order that is the same each time.
 
 **Where calibration data come from**, with three folds, for the speakers of fold 0:
 
-| step                                                | uses labels of      | of speakers of fold 0?                        |
-|-----------------------------------------------------|---------------------|-----------------------------------------------|
-| model 0, which answers fold 0                        | folds 1, 2           | no                                            |
-| model 1 and its answers to fold 1; model 2, to fold 2 | folds 0, 2; folds 0, 1 | yes: these models were trained on them         |
-| temperature 0: fitted on those answers to folds 1, 2 | folds 1, 2           | not in the fit; through the weights behind it |
-| thresholds of sets, and of "not sure", for fold 0: from the same answers, at temperature 0 | folds 1, 2 | as above |
+| step                              | learns from labels of | and fold 0's speakers                              |
+|-----------------------------------|-----------------------|----------------------------------------------------|
+| model 0, which answers fold 0     | folds 1 and 2         | are unknown to it                                  |
+| model 1, which answers fold 1     | folds 0 and 2         | were trained on                                    |
+| model 2, which answers fold 2     | folds 0 and 1         | were trained on                                    |
+| temperature 0, on those answers   | folds 1 and 2         | are not in the fit, but in the weights behind it   |
+| thresholds of sets, of "not sure" | folds 1 and 2         | the same; the answers are those at temperature 0   |
 
 So two things are short of a clean split. A tested speaker has, by recordings and labels, helped to train the models
 whose answers calibrate (never the one that answers that speaker). And the rows that a temperature was fitted on are
-used once more for the thresholds. Both are one number, or two, fitted to hundreds of answers of other people, too few to
-carry a person, but no proof says so: an inner split of each training set would be clean, and would cost one more
-training for every fold. Nothing here needs a further training or a further split.
+used once more for the thresholds. Both are a number or two, fitted to hundreds of answers to other people: too few to
+carry a person, but no proof says so. An inner split of each training set would be clean, and would cost one more
+training for every fold; this needs no further training and no further split.
 
 **What binning does to an error.** The expected calibration error is a mean of absolute values, so it is above zero even
 for a perfect model: `if_perfect` says by how much, for as many recordings with these confidences, were they

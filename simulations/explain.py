@@ -349,8 +349,8 @@ def _relative_to(spec: Normalisation) -> Iterator[str]:
     elif spec.enrols is not None:
         calm = " or ".join(spec.enrols.emotions)
         yield (
-            f"Each feature is told relative to up to {spec.enrols.clips} of the same person's recordings in {calm}{few};"
-            " of a person without any, relative to public figures, where high may be no more than a high voice."
+            f"Each feature is told relative to up to {spec.enrols.clips} of the same person's recordings in {calm}"
+            f"{few}; of a person without any, relative to public figures, where high may be no more than a high voice."
         )
     elif spec.scheme == "constants" and public:
         yield (
