@@ -8,7 +8,8 @@
 #
 #     openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -days 3650 -subj /CN=backup -keyout backup.key -out backup.crt
 #
-# What is in it: keys, registry, ledger, approvals, runs. What is not: recordings, and features, which are computed again.
+# What is in it: keys, registry, ledger, approvals, runs. What is not: recordings, and features, which are computed again; and
+# what a hospital trained of its own, which a patient's withdrawal must be able to remove.
 # A ledger that was restored is not simply started: docs/runbook.md says what comes first.
 set -euo pipefail
 umask 077
@@ -40,6 +41,7 @@ pack() {
   tar --create --file=- --warning=no-file-changed --warning=no-file-removed \
     --directory="$2" . --directory="$1" \
     --exclude=./ledger/head --exclude=./ledger/ledger.jsonl --exclude='./registry.sqlite*' --exclude='./studies/*/features*' \
+    --exclude='./state/*/seed*-fold*[0-9]' --exclude='./state/*/seed*-without-*' \
     --exclude='*.log' --exclude='*.log.1' --exclude='*.partial' --exclude=./run/front . || [ $? = 1 ]
 }
 

@@ -1,16 +1,19 @@
 """Backups, and a hospital's put back as the runbook says it: by the commands, with what others had seen meanwhile."""
 
+import itertools
 import shutil
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from sottovoce.cli import app
 from sottovoce.client.consortium import ConsortiumClient
+from sottovoce.client.personal import RELEASED, PersonalState
 from sottovoce.client.site_ledger import SiteLedger
 from sottovoce.common.errors import LedgerError
 from sottovoce.common.ledger.store import Move
@@ -108,6 +111,18 @@ def test_a_restored_ledger_is_refused_until_a_person_moves_it(recipient: Path, t
         back / "ledger", move=move
     ) as site:  # without that note nobody can tell: hence the runbook's order
         assert site.budget.state.site == "hospital-a"
+
+
+def test_a_backup_holds_nothing_that_a_withdrawal_must_remove(recipient: Path, tmp_path: Path) -> None:
+    home, out, back = tmp_path / "home", tmp_path / "out.backup", tmp_path / "back"
+    for fold, series in itertools.product((-1, 0, 11), ("", "0" * 31 + "a", RELEASED)):
+        state = PersonalState(home / "state", study_digest="d", seed=0, fold=fold, series=series)
+        state.write(1, {"head.weight": np.ones(3, np.float32)}, oldest=1)
+    (home / "hospital.toml").write_text('format = 1\nsite = "hospital-a"\n')
+    assert backup(home, recipient / "backup.crt", out).returncode == 0
+    assert backup("--open", out, recipient / "backup.key", back).returncode == 0
+    kept = sorted(place.name for place in (back / "state" / "d").iterdir())
+    assert kept == [f"seed0-fold{fold}-released" for fold in (-1, 0, 11)]
 
 
 def test_a_registry_is_copied_while_it_is_written(recipient: Path, tmp_path: Path) -> None:
