@@ -40,7 +40,7 @@ def of_answers(rows: Sequence[Prediction], study: Study, groups: Groups) -> Fair
         samples=study.evaluation.bootstrap_samples,
         seed=study.evaluation.seeds[0],
     )
-    return replace(found, offsets=tuple(_offsets(answers, study)))
+    return replace(found, offsets=tuple(_offsets(answers, study, groups.minimum_size)))
 
 
 def of_rounds(rounds: Sequence[RoundFacts], study: Study, groups: Groups) -> Fairness | None:
@@ -158,11 +158,25 @@ def offsets_of(table: Floats) -> Floats:
     return np.where(occurs, np.clip(offsets, -MOST_OFFSET, MOST_OFFSET), 0.0)
 
 
-def _offsets(answers: _Answers, study: Study) -> list[Offsets]:
-    """Returns, for each attribute, what offsets would do; none where there are fewer than two folds."""
+def _offsets(answers: _Answers, study: Study, minimum_size: int) -> list[Offsets]:
+    """Returns, for each attribute, what offsets would do; none where there are fewer than two folds.
+
+    A gap is between groups that are large enough to be shown; where there are not two, there is none to narrow.
+    """
     if len(np.unique(answers.fold)) < 2:
         return []
-    return [_with_offsets(answers, study, name) for name in answers.attributes if name != SITE]
+    shown = {name: _shown(answers, name, minimum_size) for name in answers.attributes if name != SITE}
+    return [_with_offsets(answers, study, name, own) for name, own in shown.items() if len(own) > 1]
+
+
+def _shown(answers: _Answers, attribute: str, minimum_size: int) -> list[int]:
+    """Returns the columns of an attribute's groups that have recordings enough."""
+    columns = (index - 1 for index in answers.attributes[attribute])
+    return [
+        column
+        for column in columns
+        if answers.member[:, column].sum() >= max(1, minimum_size) * answers.n_seeds
+    ]
 
 
 def _moved(answers: _Answers, attribute: str) -> Floats:
@@ -179,8 +193,7 @@ def _moved(answers: _Answers, attribute: str) -> Floats:
     return moved
 
 
-def _with_offsets(answers: _Answers, study: Study, attribute: str) -> Offsets:
-    columns = [index - 1 for index in answers.attributes[attribute]]
+def _with_offsets(answers: _Answers, study: Study, attribute: str, columns: Sequence[int]) -> Offsets:
     after = _moved(answers, attribute).argmax(axis=1)
     stack = np.concatenate(
         [answers.counts(group, said) for said in (None, after) for group in (None, *columns)]

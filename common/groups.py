@@ -20,7 +20,8 @@ Guarantees:
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated
@@ -67,6 +68,27 @@ class Groups:
         if attribute != AGE or said is None:
             return None
         return next((value for value in values if _holds(value, said)), None)
+
+
+def unnamed(groups: Groups, stated: Iterable[Mapping[str, str]]) -> Iterator[str]:
+    """Yields, for each attribute, which values of a public corpus are in no group of the study, and of how many.
+
+    >>> groups = Groups(attributes={"age": ("18-39", "40-64")})
+    >>> list(unnamed(groups, [{"age": "20"}, {"age": "35-54"}, {}]))
+    ["age: 2 of 3 recordings are in no group (35-54: 1, not stated: 1); the study's are 18-39, 40-64"]
+    """
+    rows = list(stated)
+    for attribute, values in groups.attributes.items():
+        others = Counter(
+            row.get(attribute, "not stated") for row in rows if groups.value_of(attribute, row) is None
+        )
+        if others:
+            counts = ", ".join(f"{value}: {n:,}" for value, n in others.most_common(6))
+            more = ", ..." if len(others) > 6 else ""
+            yield (
+                f"{attribute}: {others.total():,} of {len(rows):,} recordings are in no group ({counts}{more}); the "
+                f"study's are {', '.join(values)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from sottovoce.common.corpus import Corpus
 from sottovoce.common.dataset import SiteData, pool
 from sottovoce.common.errors import CorpusError
 from sottovoce.common.generative.added import check_rows_apart
+from sottovoce.common.groups import unnamed
 from sottovoce.common.preparation import (
     Prepared,
     cache_folder,
@@ -27,7 +28,7 @@ from sottovoce.common.preparation import (
     recordings_of,
     write_site,
 )
-from sottovoce.common.progress import OnEvent, Step
+from sottovoce.common.progress import Note, OnEvent, Step
 from sottovoce.common.run_files import CorpusFacts, SiteFacts
 from sottovoce.common.study import CorpusSpec, Study, Synthetic
 from sottovoce.common.transfer import check_apart
@@ -55,6 +56,11 @@ def prepare(study: Study, data: Mapping[str, Path], *, workers: int, on_event: O
     check_apart(study, corpora)
     check_rows_apart(study, corpora)
     recordings = [item for corpus in corpora for item in recordings_of(study, corpus, on_event)]
+    if study.evaluation.groups:
+        for line in unnamed(
+            study.evaluation.groups, (item.utterance.groups for item in recordings if not item.enrols)
+        ):
+            on_event(Note(text=f"evaluation.groups: {line}"))
     facts = tuple(
         _corpus_facts(corpus, synthetic=_folder(spec, study, data) is None)
         for spec, corpus in zip(study.corpora, corpora, strict=True)

@@ -276,6 +276,15 @@ def test_released_counts_are_pooled_over_folds_with_the_noise_of_all_of_them() -
     assert fairness_of_runs.of_rounds([], the_study(), GROUPS) is None
 
 
+def test_offsets_are_of_groups_that_are_shown_and_of_two_at_least() -> None:
+    rows = answers("male")
+    few = [row for row in rows if row.groups["sex"] == "male"][::20]
+    uneven = [row for row in rows if row.groups["sex"] == "female"] + few
+    least = replace(GROUPS, minimum_size=len(few) + 1)
+    assert fairness_of_runs.of_answers(uneven, the_study(), least).offsets == ()
+    assert fairness_of_runs.of_answers(uneven, the_study(), replace(least, minimum_size=1)).offsets != ()
+
+
 def test_offsets_mend_answers_that_lean_for_one_group_and_are_fitted_on_other_folds_alone() -> None:
     rows = []
     for row in answers("nobody", wrong=0.2):
