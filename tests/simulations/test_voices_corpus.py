@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -147,6 +148,16 @@ def test_progress_counts_every_recording_once(tmp_path: Path) -> None:
     assert steps == [(done, n) for done in range(1, n + 1)]
 
 
+def workers_in(folder: Path) -> list[str]:
+    """Returns the processes that name a folder in their environment: those that a killed one left behind too."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if f"SOTTOVOCE_TEST_PLACE={folder}".encode() in (place / "environ").read_bytes():
+                found.append(place.name)
+    return found
+
+
 INTERRUPTED = """
 import os, signal, sys
 from pathlib import Path
@@ -164,11 +175,15 @@ def test_after_a_kill_nothing_looks_finished_and_the_next_run_ends_in_the_same_b
     made: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "corpus"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    ended = subprocess.run([sys.executable, "-c", INTERRUPTED, str(out)], env=environment, timeout=60)
+    paths = os.pathsep.join(path for path in sys.path if path)
+    environment = {**os.environ, "PYTHONPATH": paths, "SOTTOVOCE_TEST_PLACE": str(tmp_path)}
+    ended = subprocess.run([sys.executable, "-c", INTERRUPTED, str(out)], env=environment, timeout=300)
     assert ended.returncode == -signal.SIGKILL
     assert not out.exists()
-    time.sleep(0.5)  # the orphaned workers end with their connection
+    end = time.monotonic() + 60
+    while workers_in(tmp_path):  # orphaned ones end with their connection
+        assert time.monotonic() < end
+        time.sleep(0.02)
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.flac")}
     assert len(kept) >= 9
     synthesize(SMALL, out, workers=1)

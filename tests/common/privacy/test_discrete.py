@@ -36,13 +36,15 @@ def fit(draws: np.ndarray, variance: Fraction) -> float:
 
 @pytest.mark.parametrize("variance", [*SMALL, *LARGE])
 def test_draws_have_the_law_of_their_variance(variance: Fraction) -> None:
-    assert fit(discrete_gaussians(variance, N, SecretSource()), variance) > 1e-6
+    # Draws cannot be seeded: so seldom is a right law refused. Rare sizes are a few counts and stray more than the law
+    # of large numbers says.
+    assert fit(discrete_gaussians(variance, N, SecretSource()), variance) > 1e-12
 
 
 @pytest.mark.parametrize("variance", [*SMALL[1:], *LARGE])
 @pytest.mark.parametrize("scale", [Fraction(2, 3), Fraction(3, 2)])
 def test_draws_of_another_scale_are_noticed(variance: Fraction, scale: Fraction) -> None:
-    assert fit(discrete_gaussians(variance * scale**2, N, SecretSource()), variance) < 1e-12
+    assert fit(discrete_gaussians(variance * scale**2, N, SecretSource()), variance) < 1e-20
 
 
 def decisions(variance: Fraction, words: list[int]) -> tuple[list[int | None], list[int | None]]:

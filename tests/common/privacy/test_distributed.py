@@ -72,14 +72,14 @@ def test_honest_survivors_shares_have_the_promised_deviation_without_the_collude
     honest = [site_sum(nobody(mechanism), mechanism, SecretSource()) for _ in range(8 - 2)]
     noise = added(honest, mechanism) * mechanism.grid_step
     # 20,000 numbers: the deviation is known to 0.5 %; a share of a tenth would be 23 % too small.
-    assert noise.std() == pytest.approx(2.0, rel=0.03)
+    assert noise.std() == pytest.approx(2.0, rel=0.035)
 
 
 @pytest.mark.parametrize("n_counted", [5, 8, 10])
 def test_another_number_of_shares_is_noticed(n_counted: int) -> None:
     mechanism = a_mechanism()
     wrong = [site_sum(nobody(mechanism), mechanism, SecretSource()) for _ in range(n_counted)]
-    assert added(wrong, mechanism).std() * mechanism.grid_step != pytest.approx(2.0, rel=0.03)
+    assert added(wrong, mechanism).std() * mechanism.grid_step != pytest.approx(2.0, rel=0.035)
 
 
 @given(
@@ -222,7 +222,7 @@ def test_two_attempts_share_no_noise() -> None:
     one, other = (
         site_sum(nobody(mechanism), mechanism, SecretSource()).values.astype(float) for _ in range(2)
     )
-    assert abs(np.corrcoef(one, other)[0, 1]) < 6 / math.sqrt(WIDTH)
+    assert abs(np.corrcoef(one, other)[0, 1]) < 7 / math.sqrt(WIDTH)
 
 
 def test_a_sum_of_too_few_sites_is_not_decoded() -> None:

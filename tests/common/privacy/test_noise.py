@@ -25,13 +25,13 @@ def fits(noise: np.ndarray, deviation: float) -> float:
 @pytest.mark.parametrize(("noise_multiplier", "clip_norm"), [(1.0, 1.0), (0.7, 3.0)])
 def test_noise_at_the_right_scale_passes(noise_multiplier: float, clip_norm: float) -> None:
     noise = add_noise(zeros(clip_norm=clip_norm), noise_multiplier, SecretSource()).values * GRID
-    assert fits(noise, noise_multiplier * clip_norm) > 1e-6
+    assert fits(noise, noise_multiplier * clip_norm) > 1e-10  # so seldom is good noise refused
 
 
 @pytest.mark.parametrize("wrong", [2 / 3, 3 / 2])
 def test_noise_at_another_scale_is_noticed(wrong: float) -> None:
     noise = add_noise(zeros(), wrong, SecretSource()).values * GRID
-    assert fits(noise, 1.0) < 1e-12
+    assert fits(noise, 1.0) < 1e-20
 
 
 def test_neighbouring_coordinates_have_nothing_in_common() -> None:
@@ -39,7 +39,7 @@ def test_neighbouring_coordinates_have_nothing_in_common() -> None:
     half = len(normals[:16384]) // 2  # the two halves of a block come from the same words
     for one, other in ((normals[:-1], normals[1:]), (normals[:half], normals[half : 2 * half])):
         for power in (1, 2):
-            assert abs(np.corrcoef(one**power, other**power)[0, 1]) < 6 / np.sqrt(len(one))
+            assert abs(np.corrcoef(one**power, other**power)[0, 1]) < 8 / np.sqrt(len(one))
 
 
 def test_all_four_quadrants_are_alike() -> None:
@@ -71,7 +71,7 @@ def test_the_sum_is_added_exactly() -> None:
 
 def test_two_releases_have_nothing_in_common() -> None:
     one, other = (add_noise(zeros(), 1.0, SecretSource()).values.astype(float) for _ in range(2))
-    assert abs(np.corrcoef(one, other)[0, 1]) < 6 / np.sqrt(N)
+    assert abs(np.corrcoef(one, other)[0, 1]) < 7 / np.sqrt(N)
 
 
 def test_simulated_noise_marks_what_it_touches() -> None:

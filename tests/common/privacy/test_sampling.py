@@ -22,13 +22,15 @@ def hits() -> np.ndarray:
 
 def test_every_unit_is_drawn_with_the_stated_probability(hits: np.ndarray) -> None:
     deviation = np.sqrt(DRAWS * Q * (1 - Q))
-    assert (np.abs(hits.sum(axis=0) - DRAWS * Q) < 6 * deviation).all()
+    # Coins cannot be seeded: of 400 honest units one is eight deviations off in 10^10 runs. All together tell more.
+    assert (np.abs(hits.sum(axis=0) - DRAWS * Q) < 8 * deviation).all()
+    assert abs(hits.mean() - Q) < 7 * deviation / (DRAWS * np.sqrt(N))
 
 
 def test_sizes_of_draws_vary_as_independent_coins_do(hits: np.ndarray) -> None:
     # A shuffled batch of fixed size has variance 0; the accountant's events do not cover it.
     sizes = hits.sum(axis=1)
-    assert sizes.var() == pytest.approx(N * Q * (1 - Q), rel=6 * np.sqrt(2 / DRAWS))
+    assert sizes.var() == pytest.approx(N * Q * (1 - Q), rel=7 * np.sqrt(2 / DRAWS))
 
 
 def test_coins_of_two_units_are_independent(hits: np.ndarray) -> None:
@@ -39,7 +41,7 @@ def test_coins_of_two_units_are_independent(hits: np.ndarray) -> None:
 
 def test_the_probability_does_not_depend_on_how_many_there_are() -> None:
     few = [len(draw_units(3, sampling_prob=Q, cap=3, source=SecretSource())) for _ in range(4000)]
-    assert np.mean(few) == pytest.approx(3 * Q, abs=6 * np.sqrt(3 * Q / 4000))
+    assert np.mean(few) == pytest.approx(3 * Q, abs=7 * np.sqrt(3 * Q / 4000))
 
 
 def test_coins_have_64_bits() -> None:

