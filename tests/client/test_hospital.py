@@ -64,8 +64,13 @@ class Ward:
 
     def __post_init__(self) -> None:
         adopt_task_identity()
-        more = {"privacy": self.privacy, "federation": self.federation}
-        file = write_study(self.folder / "study.toml", n_sites=1, training=SGD, **more)
+        file = write_study(
+            self.folder / "study.toml",
+            n_sites=1,
+            training=SGD,
+            privacy=self.privacy,
+            federation=self.federation,
+        )
         self.study = studies.load(file)
         data = write_sites(self.folder / "sites", 1)[SITE]
         self.hospital = make_hospital(self.folder / "home", SITE, file, data, self.key.public_hex)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from sottovoce.cli import app as command_line
 from sottovoce.client import app as client_app
 from sottovoce.client.personal import RELEASED, PersonalState, forget
+from sottovoce.client.personalise import train_own
 from sottovoce.client.site_ledger import SiteLedger
 from sottovoce.common import models
 from sottovoce.common import study as studies
@@ -163,7 +164,7 @@ def test_what_is_sent_again_after_a_withdrawal_is_not_kept_again(tmp_path: Path)
 def test_a_withdrawal_while_a_model_is_trained_takes_what_was_kept_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home, real = Home(tmp_path / "home", "ditto"), client_app.train_own
+    home, real = Home(tmp_path / "home", "ditto"), train_own
 
     def interrupted(*arguments: Any) -> None:
         home.withdraw()
