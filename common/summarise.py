@@ -430,7 +430,8 @@ def _notes(study: Study, arms: dict[str, Arm]) -> Iterable[str]:
             if missing := ", ".join(str(fold) for fold in asked if fold not in scored):
                 yield f"{name}: nobody was scored in fold {missing} of seed {seed}."
         if arm.n_speakers < FEW_SPEAKERS:
-            yield f"{name}: {arm.n_speakers} speakers are too few for a claim about others."
+            who = "one speaker is" if arm.n_speakers == 1 else f"{arm.n_speakers} speakers are"
+            yield f"{name}: {who} too few for a claim about others."
         if arm.n_classes_in_truth < len(study.labels.classes):
             of = len(study.labels.classes)
             yield f"{name}: UAR is over the {arm.n_classes_in_truth} classes that occur, of {of}."

@@ -52,8 +52,12 @@ def scan(root: Path, *, name: str, adapter: str = "auto") -> Corpus:
         losses.append(f"{tree.n_videos:,} films left out: only recordings of sound are read.")
     if not utterances:
         first = "\n  ".join(map(str, problems.listed()[:_SHOWN_PROBLEMS]))
+        asked = (
+            "" if adapter == "auto" else " Take adapter 'auto', which recognises a corpus, or the right one."
+        )
         raise CorpusError(
-            f"{root}: expected at least one usable utterance ({choice.evidence}); found none.\n  {first}"
+            f"{root}: expected at least one usable utterance (read as {choice.name}: {choice.evidence}); found none."
+            f"{asked}\n  {first}"
         )
     return Corpus(
         name=name,

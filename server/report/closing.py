@@ -35,10 +35,11 @@ def closing(run: Run, report: Path) -> Group:
 
 
 def _headline(figures: Summary, arm: Arm) -> Text:
+    known = "" if arm.uar.low is None else "95 % interval "
     return Text.assemble(
         ("UAR ", "bold"),
         (percent(arm.uar.value), "bold green"),
-        f"  (95 % interval {span(arm.uar)}; chance {percent(figures.chance_uar)})  ",
+        f"  ({known}{span(arm.uar)}; chance {percent(figures.chance_uar)})  ",
         (
             f" {show_name(figures.privacy, longest=MAX_STAMP)} ",
             "bold white on red" if "NOT PRIVATE" in figures.privacy else "bold",

@@ -67,6 +67,12 @@ def test_an_adapter_that_was_asked_for_and_finds_nothing_says_what_it_wants(
         scan(tmp_path, name="x", adapter=adapter)
 
 
+def test_an_adapter_that_fits_no_file_says_which_it_was_and_what_to_take(tmp_path: Path) -> None:
+    manifest(tmp_path, "a.wav,sad,s")
+    with pytest.raises(CorpusError, match=r"read as ravdess: .*found none\. Take adapter 'auto'"):
+        scan(tmp_path, name="x", adapter="ravdess")
+
+
 def test_an_unknown_adapter_is_an_error_that_lists_the_known(tmp_path: Path) -> None:
     with pytest.raises(CorpusError) as error:
         scan(tmp_path, name="x", adapter="radvess")

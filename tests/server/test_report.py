@@ -19,7 +19,7 @@ from sottovoce.common.errors import RunError
 from sottovoce.common.generative.figures import MadeFigures
 from sottovoce.common.model_specs import Discriminator
 from sottovoce.common.run_files import AddedRows
-from sottovoce.server.report import draw, terminal, write_report
+from sottovoce.server.report import closing, draw, terminal, write_report
 from sottovoce.server.report.page import Run, loss_lines, read, render, uar_lines
 from sottovoce.server.report.text import show_name
 from tests.fakes.runs import FakeRun, predictions_of, rounds_of, study_of, write_run
@@ -218,6 +218,15 @@ def test_the_terminal_ends_with_uar_interval_chance_sites_and_path(folder: Path)
     assert all(f"site-{number}" in shown for number in range(1, 7))
     assert "do not quote" in shown
     assert str(folder / "report.html") in shown.replace("\n", "")
+
+
+def test_of_one_speaker_no_interval_is_said_once() -> None:
+    run = FakeRun(repetitions=1, seeds=(0,), skill=(("federated", 2.0),))
+    figures = summarise.summarise(predictions_of(run), study_of(run))
+    arm = figures.arm(figures.headline)
+    alone = dataclasses.replace(arm, uar=dataclasses.replace(arm.uar, low=None, high=None))
+    assert "  (no interval: one speaker; chance" in closing._headline(figures, alone).plain
+    assert "  (95 % interval " in closing._headline(figures, arm).plain
 
 
 @pytest.mark.parametrize(
