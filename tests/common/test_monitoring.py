@@ -37,7 +37,7 @@ def scraped(metrics: Metrics) -> dict[str, str]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     with metrics.served(port) as served:
-        text = urllib.request.urlopen(f"http://127.0.0.1:{served}/metrics", timeout=10).read().decode()
+        text = urllib.request.urlopen(f"http://127.0.0.1:{served}/metrics", timeout=60).read().decode()
     return dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
 
 

@@ -71,7 +71,7 @@ def handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> str:
 
     def serve() -> None:
         with listener, listener.accept()[0] as raw:
-            raw.settimeout(5)
+            raw.settimeout(60)
             try:
                 with server.wrap_socket(raw, server_side=True) as wrapped:
                     der = wrapped.getpeercert(binary_form=True)
@@ -86,7 +86,7 @@ def handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> str:
     thread.start()
     try:
         with (
-            socket.create_connection(listener.getsockname(), timeout=5) as raw,
+            socket.create_connection(listener.getsockname(), timeout=60) as raw,
             client.wrap_socket(raw, server_hostname=HOST) as wrapped,
         ):
             wrapped.recv(1)  # with TLS 1.3 a client learns here that it was refused

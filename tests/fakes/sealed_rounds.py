@@ -63,7 +63,7 @@ class SealedFederation:
     @contextmanager
     def exchange(self, sealed: SealedGrid) -> Iterator[Exchange]:
         """Asks the sites for their names and opens an exchange with them, with secure sums where the study has them."""
-        plain = GridExchange(sealed, roster(sealed, n_sites=len(self.sites), timeout=30.0))
+        plain = GridExchange(sealed, roster(sealed, n_sites=len(self.sites), timeout=300.0))
         if self.roster is None:
             yield plain
             return
