@@ -42,9 +42,10 @@ class HospitalSettings:
     """`hospital.toml`: what a hospital's administrator decides. None of it is part of a study.
 
     `data` gives a folder for each corpus name of the studies; a port of 0 is none; seconds are of the agent.
-    `features_key` names the key under which features, and models of its own, lie sealed on the disk: a file's path, or `credential:NAME` of
-    systemd; `memory_folder` is where they are opened (`client/features_at_rest.py`). With `reply_seconds` an answer
-    that was computed from recordings leaves a whole number of so many seconds after its question; 0: when it is ready.
+    `features_key` names the key under which features, and models of its own, lie sealed on the disk: a file's path, or
+    `credential:NAME` of systemd; `memory_folder` is where features are opened (`client/features_at_rest.py`). With
+    `reply_seconds` an answer that was computed from recordings leaves a whole number of so many seconds after its
+    question; 0: when it is ready.
     """
 
     format: Literal[1]
