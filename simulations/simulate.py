@@ -16,8 +16,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from sottovoce.client.app import withheld
 from sottovoce.common import predictions, summary
-from sottovoce.common.errors import RunError
+from sottovoce.common.dataset import SiteData
+from sottovoce.common.errors import CorpusError, RunError
 from sottovoce.common.folds import n_folds
 from sottovoce.common.generative import figures
 from sottovoce.common.generative.added import added_by
@@ -42,7 +44,7 @@ from sottovoce.common.summarise import summarise
 from sottovoce.common.transfer import facts_of, in_words
 from sottovoce.server.report import write_report
 from sottovoce.server.rounds import Cell
-from sottovoce.simulations.cells import FEDERATED, Job, arms_of, compute, n_rounds
+from sottovoce.simulations.cells import FEDERATED, POOLED, Job, arms_of, compute, n_rounds
 from sottovoce.simulations.pool import computed_at_once
 from sottovoce.simulations.prepare import lay_out, prepare
 from sottovoce.simulations.run_folder import (
@@ -162,6 +164,7 @@ def _go(
     if facts.added:
         on_event(Note(text=added_in_words(facts.added)))
     sites = lay_out(study, found.prepared, run / WORK, on_event)
+    _check_scored(study, SiteData.open(run / WORK / POOLED))
     facts = replace(facts, corpora=found.corpora, sites=sites, skipped=found.prepared.skipped)
     write_run(run / "run.json", facts)
     jobs = [_job(run, cell, execution) for cell in cells_of(study, twins=twins)]
@@ -169,6 +172,17 @@ def _go(
     _finish(run, study, replace(facts, cells=done, ended=now()), jobs)
     shutil.rmtree(run / WORK)
     shutil.rmtree(run / STATES, ignore_errors=True)
+
+
+def _check_scored(study: Study, everybody: SiteData) -> None:
+    """Before anything is trained: the folds that are asked for may have nobody to score."""
+    folds = study.evaluation.only_folds or range(n_folds(study.evaluation.folds))
+    cells = [(seed, fold) for seed in study.evaluation.seeds for fold in folds]
+    if not any(withheld(everybody, study, seed=seed, fold=fold).any() for seed, fold in cells):
+        raise CorpusError(
+            f"evaluation: expected somebody to score; nobody of {len(set(everybody.speakers)):,} speakers is in fold "
+            f"{', '.join(map(str, folds))}. Ask for all folds or others (only_folds), or for fewer (k)."
+        )
 
 
 def _job(run: Path, cell: Cell, execution: Execution) -> Job:

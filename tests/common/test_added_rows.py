@@ -33,12 +33,11 @@ CLASSES = ("happy", "sad", "angry")
 SPEC = '{ learning_rate = 0.1, synthetic = { sha256 = "%s", per_class = %d, fill = "%s" } }'
 
 
-def made(width: int = WIDTH, frames: int | None = None, **facts: str) -> SyntheticRows:
+def made(width: int = WIDTH, frames: int | None = None, heard: str = "") -> SyntheticRows:
     shape = (15, width) if frames is None else (15, frames, width)
     rows = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    return SyntheticRows(
-        streams={"pooled": rows}, labels=each_class(3, 5), classes=CLASSES, facts={SEEN: AS_SEEN} | facts
-    )
+    facts = {SEEN: AS_SEEN, MANIFESTS: heard}
+    return SyntheticRows(streams={"pooled": rows}, labels=each_class(3, 5), classes=CLASSES, facts=facts)
 
 
 def of_a_study(spec: str) -> studies.Study:
@@ -103,7 +102,7 @@ def test_nobody_is_scored_whom_the_rows_were_made_of(tmp_path: Path) -> None:
     corpus = scan(write_corpus(tmp_path / "wards"), name="wards")
     found = {}
     for name, heard in (("same", corpus.manifest_digest()), ("other", "c" * 64)):
-        _, found[name] = write(tmp_path / "rows", made(**{MANIFESTS: f"{'d' * 64} {heard}"}))
+        _, found[name] = write(tmp_path / "rows", made(heard=f"{'d' * 64} {heard}"))
     with pretrained.looking_in(tmp_path / "rows"):
         check_rows_apart(of_a_study(SPEC % (found["other"], 2, "all")), [corpus])
         with pytest.raises(CorpusError, match="whom the rows are drawn from"):

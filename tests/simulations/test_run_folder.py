@@ -2,14 +2,17 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from sottovoce.common.errors import RunError
+from sottovoce.common.dataset import SiteData
+from sottovoce.common.errors import CorpusError, RunError
+from sottovoce.common.folds import fold_of
 from sottovoce.common.provenance import machine, versions
 from sottovoce.common.run_files import RunFacts, write_run
-from sottovoce.common.study import loads
+from sottovoce.common.study import SpeakerFolds, Study, load, loads
 from sottovoce.simulations.run_folder import (
     Local,
     create,
@@ -18,8 +21,10 @@ from sottovoce.simulations.run_folder import (
     write_local,
     write_text,
 )
+from sottovoce.simulations.simulate import _check_scored
 from sottovoce.simulations.study_new import study_text
 from sottovoce.simulations.study_shape import EMBEDDED
+from tests.fakes.sites import write_sites, write_study
 
 TEXT = study_text("demo", EMBEDDED)
 
@@ -98,3 +103,18 @@ def test_no_run_to_go_on_with_says_so(tmp_path: Path) -> None:
 def test_what_same_bits_depend_on_is_recorded() -> None:
     assert machine().cpu_capability
     assert {"python", "torch", "flwr", "numpy"} <= set(versions())
+
+
+def test_folds_that_have_nobody_to_score_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    everybody = SiteData.open(write_sites(tmp_path / "sites", 1)["site-1"])
+    study = load(write_study(tmp_path / "tiny.toml", n_sites=1))
+    folds = SpeakerFolds(kind="by_speaker", k=50)
+    used = set(fold_of(folds, 0, "site-1", everybody.speakers).values())
+    empty = min(set(range(50)) - used)
+
+    def asking(*folds_asked: int) -> Study:
+        return replace(study, evaluation=replace(study.evaluation, folds=folds, only_folds=folds_asked))
+
+    _check_scored(asking(empty, min(used)), everybody)
+    with pytest.raises(CorpusError, match=f"is in fold {empty}"):
+        _check_scored(asking(empty), everybody)
