@@ -35,7 +35,7 @@ from tests.fakes.sites import LINEAR, SGD, write_study
 
 ROUNDS_OF_A_RUN = 4
 VICTIMS = ("agent", "worker", "coordinator", "superlink")
-SECONDS = 300.0
+SECONDS = 600.0
 STUDY_FILE = "study.toml"
 
 
