@@ -205,8 +205,8 @@ def search_all(ravdess: Path, out: Path, *, workers: int = 1) -> list[Found]:
         old = known.get(_study(column, column.grid[0]).digest())
         if old is not None and old.compared == column.grid:
             found.append(old)
-            continue
-        found.append(search(column, ravdess, workers=workers))
+        else:
+            found.append(search(column, ravdess, workers=workers))
         write(out, found)
     return found
 
