@@ -242,7 +242,7 @@ def test_rounds_that_a_killed_process_was_never_told_of_are_in_the_book_all_the_
     [
         (["simulate"], "Expected either a STUDY to start or --resume"),
         (["simulate", "absent.toml"], "absent.toml: cannot be read"),
-        (["simulate", "--resume", "absent"], "expected a run folder to go on with"),
+        (["simulate", "--resume", "absent"], "expected a run's folder; there is no such folder"),
         (["simulate", "{study}", "--engine", "rey"], "--engine: expected one of inprocess, processes"),
         (["simulate", "{study}", "--data", "other=/tmp", "--out", "{out}"], "came other"),
         (["simulate", "{study}", "--data", "voices={empty}", "--out", "{out}"], "{empty}"),
