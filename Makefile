@@ -14,8 +14,8 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 demo: $(READY)  ## the main job on the embedded corpus: a federated study, evaluated and reported
 	$(BIN)/sottovoce simulate simulations/scenarios/demo.toml --out runs/demo --twins --overwrite
 
-test: $(READY)  ## every test
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -rs
+test: $(READY)  ## every test; three at a time, since many wait for processes and for clocks
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -rs
 
 check: $(READY)  ## format, lint, types, import directions
 	$(BIN)/ruff format --check .
