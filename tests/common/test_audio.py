@@ -21,6 +21,8 @@ from sottovoce.common.errors import AudioError, SottovoceError
 from sottovoce.common.study import Audio
 from tests.fakes import hostile_audio
 
+pytestmark = pytest.mark.usefixtures("compiled_librosa")
+
 RATE = 16_000
 SPEC = Audio(max_seconds=hostile_audio.MAX_SECONDS)
 

@@ -31,6 +31,8 @@ from sottovoce.common.feature_specs import (
 )
 from sottovoce.common.features import extract, librosa_reference, width
 
+pytestmark = pytest.mark.usefixtures("compiled_librosa")
+
 RATE = 16_000
 FRAMES = Frames()
 PITCH = Pitch(kind="pitch")

@@ -13,6 +13,8 @@ from sottovoce.common.encoders import ge2e, windows
 from sottovoce.common.errors import WeightsError
 from sottovoce.common.pretrained import looking_in
 
+pytestmark = pytest.mark.usefixtures("compiled_librosa")
+
 RATE = 16_000
 
 

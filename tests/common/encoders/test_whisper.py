@@ -15,6 +15,8 @@ from sottovoce.common.feature_specs import WHISPER_TINY_EN
 from sottovoce.common.pretrained import find, looking_in
 from tests.fakes.whispers import write_whisper
 
+pytestmark = pytest.mark.usefixtures("compiled_librosa")
+
 RATE = 16_000
 
 
