@@ -15,13 +15,19 @@ from pathlib import Path
 import numpy as np
 
 from sottovoce.common import metrics
-from sottovoce.common.errors import SottovoceError
 from sottovoce.common.predictions import Prediction
 from sottovoce.simulations.pages import made, percent, points, table
 from sottovoce.simulations.results_columns import groups_of, rows_of
 from sottovoce.simulations.results_page import FEDERATED, Scored, sex_verdict
 from sottovoce.simulations.results_studies import study_text
-from sottovoce.simulations.skew import Difference, uar
+from sottovoce.simulations.skew import (
+    Difference,
+    check_same_recordings,
+    counts_of,
+    differences,
+    told,
+    uar,
+)
 from sottovoce.simulations.utility import with_values
 
 SEEDS = 1
@@ -121,18 +127,15 @@ def compared(
     Raises:
         SottovoceError: the two did not score the same recordings.
     """
-    if {(row.seed, row.utterance) for row in ours} != {(row.seed, row.utterance) for row in plain}:
-        raise SottovoceError("Expected two arms that scored the same recordings; these differ.")
+    check_same_recordings(ours, plain)
     speakers, seeds = sorted({row.speaker for row in ours}), sorted({row.seed for row in ours})
     n_classes = len(ours[0].log_probs)
-    counts = np.stack(
-        [
-            _counts([row for row in side if row.seed == seed and _is_of(row, sex)], speakers, n_classes)
-            for side in (ours, plain)
-            for sex in (None, WOMEN, MEN)
-            for seed in seeds
-        ]
-    )
+    counts = [
+        counts_of([row for row in side if _is_of(row, sex)], seed, speakers, n_classes)
+        for side in (ours, plain)
+        for sex in (None, WOMEN, MEN)
+        for seed in seeds
+    ]
 
     def figures(stack: metrics.Floats) -> metrics.Floats:
         """Returns price, gap, and change of the gap (draws, 3)."""
@@ -140,15 +143,7 @@ def compared(
         gaps = uars[:, :, 1] - uars[:, :, 2]
         return np.stack([uars[:, 0, 0] - uars[:, 1, 0], gaps[:, 0], gaps[:, 0] - gaps[:, 1]], axis=1)
 
-    values = figures(counts.astype(np.float64).sum(axis=1)[None])[0]
-    draws = metrics.resampled(counts, figures, samples=SAMPLES, seed=seeds[0])
-    bounds = metrics.interval(draws, n_speakers=len(speakers))
-    if bounds is None:
-        raise SottovoceError("Expected two speakers or more for an interval; came one.")
-    price, gap, change = (
-        Difference(value=float(value), low=float(low), high=float(high))
-        for value, low, high in zip(values, *bounds, strict=True)
-    )
+    price, gap, change = differences(np.stack(counts), figures, samples=SAMPLES, seed=seeds[0])
     return Mitigated(
         column=column, title=title, uar=uar(ours, n_classes), price=price, gap=gap, change=change
     )
@@ -158,14 +153,6 @@ def _is_of(row: Prediction, sex: str | None) -> bool:
     return sex is None or row.groups.get("sex") == sex
 
 
-def _counts(rows: Sequence[Prediction], speakers: Sequence[str], n_classes: int) -> metrics.Counts:
-    place = {speaker: index for index, speaker in enumerate(speakers)}
-    who, truth, predicted = np.array(
-        [(place[row.speaker], row.truth, row.predicted) for row in rows], np.int64
-    ).T
-    return metrics.counts_by(who, truth, predicted, n_units=len(speakers), n_classes=n_classes)
-
-
 def mitigation_block(found: Sequence[Mitigated], scored: Sequence[Scored]) -> str:
     """Returns the table: every mitigation that was tried, what it won and what it cost."""
     rows = [
@@ -173,9 +160,9 @@ def mitigation_block(found: Sequence[Mitigated], scored: Sequence[Scored]) -> st
             one.column,
             one.title,
             percent(one.uar),
-            _points(one.price),
-            _points(one.gap),
-            _points(one.change),
+            told(one.price),
+            told(one.gap),
+            told(one.change),
         )
         for one in found
     ]
@@ -203,7 +190,3 @@ def _offsets(one: Scored) -> list[tuple[str, str, str, str, str, str]]:
         for offsets in fairness.offsets
         if offsets.attribute == "sex"
     ]
-
-
-def _points(found: Difference) -> str:
-    return points(found.value, found.low, found.high)

@@ -24,7 +24,7 @@ from sottovoce.common.errors import SottovoceError
 from sottovoce.common.predictions import Prediction
 from sottovoce.common.study import load
 from sottovoce.simulations.cells import FEDERATED
-from sottovoce.simulations.pages import ROOT, SCENARIOS, commit, made
+from sottovoce.simulations.pages import ROOT, SCENARIOS, commit, made, points
 from sottovoce.simulations.run_folder import write_text
 
 POOLED = "central"
@@ -95,7 +95,7 @@ def arm(runs: Sequence[Path], name: str) -> list[Prediction]:
 def uar(rows: Sequence[Prediction], n_classes: int) -> float:
     """Returns the mean UAR over seeds."""
     seeds = sorted({row.seed for row in rows})
-    counts = np.stack([_counts(rows, seed, None, n_classes) for seed in seeds]).sum(axis=1)
+    counts = np.stack([counts_of(rows, seed, None, n_classes) for seed in seeds]).sum(axis=1)
     return float(metrics.known_mean(metrics.uars(counts.astype(np.float64)), axis=0))
 
 
@@ -107,27 +107,50 @@ def difference(
     Raises:
         SottovoceError: the two did not score the same recordings.
     """
-    scored = [{(row.seed, row.utterance) for row in side} for side in (ours, theirs)]
-    if scored[0] != scored[1]:
-        raise SottovoceError("Expected two arms that scored the same recordings; these differ.")
+    check_same_recordings(ours, theirs)
     speakers, seeds = sorted({row.speaker for row in ours}), sorted({row.seed for row in ours})
-    counts = np.stack([_counts(side, seed, speakers, n_classes) for side in (ours, theirs) for seed in seeds])
+    counts = [counts_of(side, seed, speakers, n_classes) for side in (ours, theirs) for seed in seeds]
 
     def gap(stack: metrics.Floats) -> metrics.Floats:
         uars = metrics.uars(stack)
-        return metrics.known_mean(uars[:, : len(seeds)] - uars[:, len(seeds) :], axis=1)
+        return metrics.known_mean(uars[:, : len(seeds)] - uars[:, len(seeds) :], axis=1)[:, None]
 
-    draws = metrics.resampled(counts, gap, samples=samples, seed=seeds[0])
-    bounds = metrics.interval(draws, n_speakers=len(speakers))
+    (found,) = differences(np.stack(counts), gap, samples=samples, seed=seeds[0])
+    return found
+
+
+def check_same_recordings(ours: Sequence[Prediction], theirs: Sequence[Prediction]) -> None:
+    """Raises: SottovoceError where two arms did not score the same recordings."""
+    scored = [{(row.seed, row.utterance) for row in side} for side in (ours, theirs)]
+    if scored[0] != scored[1]:
+        raise SottovoceError("Expected two arms that scored the same recordings; these differ.")
+
+
+def differences(
+    counts: metrics.Counts, statistic: metrics.Statistic, *, samples: int, seed: int
+) -> list[Difference]:
+    """Returns what a statistic (draws, n) makes of counts (replicates, speakers, classes, classes), n of them.
+
+    All come from the same draws of speakers.
+
+    Raises:
+        SottovoceError: there is one speaker alone.
+    """
+    values = statistic(counts.astype(np.float64).sum(axis=1)[None])[0]
+    draws = metrics.resampled(counts, statistic, samples=samples, seed=seed)
+    bounds = metrics.interval(draws, n_speakers=counts.shape[1])
     if bounds is None:
         raise SottovoceError("Expected two speakers or more for an interval; came one.")
-    value = float(gap(counts.astype(np.float64).sum(axis=1)[None])[0])
-    return Difference(value=value, low=float(bounds[0]), high=float(bounds[1]))
+    return [
+        Difference(value=float(value), low=float(low), high=float(high))
+        for value, low, high in zip(values, *bounds, strict=True)
+    ]
 
 
-def _counts(
+def counts_of(
     rows: Sequence[Prediction], seed: int, speakers: Sequence[str] | None, n_classes: int
 ) -> metrics.Counts:
+    """Returns a seed's confusion counts (speakers, classes, classes); of the rows' own speakers, if None are named."""
     names = sorted({row.speaker for row in rows}) if speakers is None else speakers
     place = {speaker: index for index, speaker in enumerate(names)}
     mine = [(place[row.speaker], row.truth, row.predicted) for row in rows if row.seed == seed]
@@ -154,12 +177,12 @@ def page(runs: Mapping[str, Sequence[Path]], command: str) -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, rows in sides.items():
-        against = "" if name == BASE else _points(difference(rows, sides[BASE], n_classes))
+        against = "" if name == BASE else told(difference(rows, sides[BASE], n_classes))
         spread = _over_seeds(rows, pooled, n_classes)
         cells = (
             name,
             f"{100 * uar(rows, n_classes):.1f}",
-            _points(gaps[name]),
+            told(gaps[name]),
             spread,
             against,
             _share(gaps, name),
@@ -193,8 +216,9 @@ def _verdict(gaps: Mapping[str, Difference]) -> str:
     return f"FedAvg loses {100 * lost:.1f} points; {best} closes {100 * won[best]:.0f} % of that.{said}"
 
 
-def _points(found: Difference) -> str:
-    return f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+def told(found: Difference) -> str:
+    """Returns a difference in points, as a page prints it."""
+    return points(found.value, found.low, found.high)
 
 
 def main() -> None:
