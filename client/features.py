@@ -14,7 +14,6 @@ Guarantees:
   - No copy of a feature is left anywhere else; with a key, none is ever on the disk but sealed.
 """
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from sottovoce.client.features_at_rest import features_key, forget_opened, seal,
 from sottovoce.client.home import Hospital
 from sottovoce.common.corpus import Corpus
 from sottovoce.common.errors import CorpusError, DeploymentError, PrivacyError
-from sottovoce.common.files import lock_file
+from sottovoce.common.files import lock_file, synchronise
 from sottovoce.common.preparation import (
     Prepared,
     Recording,
@@ -180,8 +179,4 @@ def _put_in_place(hospital: Hospital, study: Study, fresh: Path, key: bytes | No
 def _synchronise(folder: Path) -> None:
     """Returns once a folder, and the files that are right in it, are on the disk."""
     for path in (*(item for item in folder.iterdir() if item.is_file()), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        synchronise(path)

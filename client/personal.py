@@ -20,7 +20,6 @@ Guarantees:
 """
 
 import json
-import os
 import re
 import secrets
 import shutil
@@ -31,7 +30,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from sottovoce.common.errors import RunError
-from sottovoce.common.files import write_whole
+from sottovoce.common.files import synchronise, write_whole
 from sottovoce.common.keys import derived_key, opened, sealed
 from sottovoce.common.weights import Array, Weights, digest
 
@@ -128,7 +127,7 @@ class PersonalState:
             if not place.is_dir():
                 place.mkdir(parents=True, exist_ok=True, mode=0o700)
                 if self._synchronised:
-                    _synchronise(place.parent)
+                    synchronise(place.parent)
 
     def _context(self, path: Path) -> bytes:
         """What a sealed file is bound to: its study, federation, series and round."""
@@ -177,15 +176,7 @@ def forget(folder: Path) -> None:
 def _remove(place: Path, *, synchronised: bool) -> None:
     shutil.rmtree(place)
     if synchronised:
-        _synchronise(place.parent)
-
-
-def _synchronise(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        synchronise(place.parent)
 
 
 def _metadata(data: bytes) -> dict[str, str]:

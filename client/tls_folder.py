@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sottovoce.common.errors import DeploymentError
-from sottovoce.common.files import write_whole
+from sottovoce.common.files import synchronise, write_whole
 from sottovoce.common.pki import Peer, new_request, peer_of
 
 KEY, REQUEST, CERTIFICATE, PURPOSE = "site.key", "site.csr", "site.crt", "purpose"
@@ -127,8 +127,4 @@ class TlsFolder:
         beside.unlink(missing_ok=True)
         beside.symlink_to(target)
         beside.replace(self._folder / name)
-        descriptor = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        synchronise(self._folder)

@@ -28,11 +28,16 @@ def write_whole(path: Path, data: bytes, *, mode: int = 0o666, synchronised: boo
     partial.replace(path)
     if not synchronised:
         return
-    folder = os.open(path.parent, os.O_RDONLY)
+    synchronise(path.parent)  # or the rename itself may be lost with the machine
+
+
+def synchronise(path: Path) -> None:
+    """Returns once a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)  # or the rename itself may be lost with the machine
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 @contextmanager
